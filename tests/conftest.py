@@ -1,0 +1,37 @@
+"""What every test of minibg gets: both event loops, and a loop that cannot complain unheard."""
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+_complaints: list[dict[str, Any]] = []
+
+
+def _recording(new_event_loop: LoopFactory) -> LoopFactory:
+    """A loop whose exception handler is remembered by the test: "Task exception was never retrieved" is no warning."""
+
+    def create() -> asyncio.AbstractEventLoop:
+        loop = new_event_loop()
+        loop.set_exception_handler(lambda _, context: _complaints.append(context))
+        return loop
+
+    return create
+
+
+def pytest_asyncio_loop_factories() -> dict[str, LoopFactory]:
+    return {"asyncio": _recording(asyncio.new_event_loop), "uvloop": _recording(uvloop.new_event_loop)}
+
+
+@pytest.fixture(autouse=True)
+def no_complaint_of_the_loop() -> Iterator[None]:
+    """Fail the test in which a loop's exception handler was called."""
+    _complaints.clear()
+    yield
+    gc.collect()
+    assert _complaints == []

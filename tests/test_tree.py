@@ -1,0 +1,65 @@
+"""What the code may weigh, and what each folder may not know."""
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "minibg"
+#: Tokens that are no code: comments, blank lines, and what only lays the code out.
+LAYOUT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines that hold code: not blank, not a comment, not a docstring."""
+    text = path.read_text()
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            prose.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in LAYOUT:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - prose)
+
+
+def count(*places: str) -> int:
+    files = {file for place in places for file in (PACKAGE / place).rglob("*.py")}
+    files |= {PACKAGE / place for place in places if place.endswith(".py")}
+    return sum(lines_of_code(file) for file in files)
+
+
+def test_the_core_fits_in_one_evening() -> None:
+    core = count("background", "server", "web", "after_response.py")
+    sqlite = PACKAGE / "background" / "sqlite.py"
+    if sqlite.exists():
+        core -= lines_of_code(sqlite)
+    assert core < 2500
+
+
+def test_the_whole_package_stays_small() -> None:
+    assert count(".") < 3500
+
+
+def test_each_folder_knows_only_what_it_may() -> None:
+    lint = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports")], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+
+
+if __name__ == "__main__":  # python -m tests.test_tree: the weight of every file
+    for file in sorted(PACKAGE.rglob("*.py")):
+        print(f"{lines_of_code(file):5}  {file.relative_to(PACKAGE.parent)}")
+    print(f"{count('.'):5}  all of it")
