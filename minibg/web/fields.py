@@ -1,0 +1,101 @@
+"""Names that may repeat: the fields of a head, of a query, of a form.
+
+`MultiDict` is a query or a form: a mapping in which the last value of a name is its value (as in Starlette) and
+`getlist` gives them all.
+
+Header fields are another matter, because ASGI carries them as a list of pairs of bytes. `Headers` reads such a list, `MutableHeaders` also writes it. Neither copies it: what a handler sets on
+``response.headers`` is in the list that leaves, and a request whose handler never looks at its headers pays nothing.
+A dict was rejected: fields repeat (``Set-Cookie``) and their order is theirs.
+
+Names compare without case and are lower-case in the list (ASGI http 2.5, "headers"); text is
+Latin-1, the only decoding that cannot fail and loses nothing (RFC 9110 §5.5). ``headers[name]`` is the first field of
+that name, as in Starlette; ``getlist`` gives all.
+
+What is written here is not checked for stray line ends. The server checks the finished head once, whoever wrote it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import TypeVar
+
+V = TypeVar("V")
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+class MultiDict(Mapping[str, V]):
+    """The fields of a query or of a form, in order."""
+
+    __slots__ = ("_last", "_pairs")
+
+    def __init__(self, pairs: Iterable[tuple[str, V]] = ()) -> None:
+        self._pairs = list(pairs)
+        self._last = dict(self._pairs)
+
+    def __getitem__(self, name: str) -> V:
+        return self._last[name]
+
+    def getlist(self, name: str) -> list[V]:
+        """Every value of that name, in order."""
+        return [value for found, value in self._pairs if found == name]
+
+    def multi_items(self) -> list[tuple[str, V]]:
+        """Every pair, in order."""
+        return list(self._pairs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._last)
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._pairs!r})"
+
+
+class Headers(Mapping[str, str]):
+    """The fields of a request, by name."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: RawHeaders) -> None:
+        self.raw = raw
+
+    def __getitem__(self, name: str) -> str:
+        wanted = name.lower().encode("latin-1")
+        for found, value in self.raw:
+            if found == wanted:
+                return value.decode("latin-1")
+        raise KeyError(name)
+
+    def getlist(self, name: str) -> list[str]:
+        """The values of every field called `name`, in order."""
+        wanted = name.lower().encode("latin-1")
+        return [value.decode("latin-1") for found, value in self.raw if found == wanted]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name.decode("latin-1") for name, _ in self.raw))
+
+    def __len__(self) -> int:
+        return len({name for name, _ in self.raw})
+
+
+class MutableHeaders(Headers, MutableMapping[str, str]):
+    """The fields of a response, by name, still to be written."""
+
+    __slots__ = ()
+
+    def __setitem__(self, name: str, value: str) -> None:
+        """One field of that name, whatever was there."""
+        if name in self:
+            del self[name]
+        self.append(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        unwanted = name.lower().encode("latin-1")
+        if name not in self:
+            raise KeyError(name)
+        self.raw[:] = [field for field in self.raw if field[0] != unwanted]
+
+    def append(self, name: str, value: str) -> None:
+        """One more field of that name."""
+        self.raw.append((name.lower().encode("latin-1"), value.encode("latin-1")))
