@@ -1,0 +1,209 @@
+"""What RFC 9112 asks of a request head beyond h11's own checks, and the head as an ASGI scope. Pure.
+
+h11 reads the head: the grammar of the request line, of field names and values, one Host, one Content-Length. It is
+lenient on purpose where old software is sloppy. A server behind a proxy cannot be: every byte that two parsers read
+differently is a place where a second request hides inside the first (request smuggling). So the raw bytes are checked
+before h11 sees them, and what it found is checked after. Each refusal cites its paragraph:
+
+==============================================  ======  ==============================================================
+What                                            Answer  Why
+==============================================  ======  ==============================================================
+Transfer-Encoding with Content-Length           400     RFC 9112 §6.3 item 3: "ought to be handled as an error"
+Transfer-Encoding in HTTP/1.0                   400     RFC 9112 §6.1: "MUST treat the message as if the framing is
+                                                        faulty"
+bare LF or CR                                   400     RFC 9112 §2.2: a lone LF MAY be, a lone CR MUST NOT be accepted
+obs-fold                                        400     RFC 9112 §5.2: "MUST either reject [...] or replace"
+control bytes                                   400     RFC 9110 §5.5: "invalid and dangerous"
+Host that is no host                            400     RFC 9112 §3.2: "MUST respond with a 400"
+no Host in 1.1 and later                        400     the same; h11 asks for it in exactly 1.1
+a target that is neither path nor URI, or "#"   400     RFC 9112 §3.2
+CONNECT                                         405     RFC 9110 §9.3.6: this is not a proxy
+another major version                           505     RFC 9110 §15.6.6; 1.2 and up are answered as 1.1 (§2.5)
+an expectation other than 100-continue          417     RFC 9110 §10.1.1
+too long target, header section, too many       414 431 `minibg.server.limits`
+==============================================  ======  ==============================================================
+
+One blank line before a request is skipped (RFC 9112 §2.2 SHOULD); the connection does that.
+
+Rules of this file: no state, no input or output. `Refused` carries the status; its text is for the log, never for the
+client, who wrote the bytes and may be trying them on somebody else's browser.
+
+Rejected: h11's own size limit. It bites only while an event is incomplete, so a head of any size passes in one packet.
+Rejected too: a cache of parsed heads. It shines in benchmarks, which repeat themselves, and nowhere else.
+"""
+
+import re
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import h11
+
+from minibg.server.limits import Limits
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Refused(Exception):  # noqa: N818 - it is an outcome with an answer of its own, not a failure of the server
+    """The request is answered by the server itself, and the connection ends."""
+
+    def __init__(self, status: HTTPStatus, why: str, headers: Headers | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+        self.headers = headers or []
+
+
+class Request(NamedTuple):
+    """A request head that passed every check."""
+
+    method: bytes
+    target: bytes
+    #: Names in lower case, in the order they came.
+    headers: Headers
+    #: The client speaks HTTP/1.0: no chunks, no 100 Continue, no keep-alive.
+    http10: bool
+    #: Bytes of the body; None if it comes in chunks.
+    length: int | None
+    #: The client does not ask to close.
+    keep_alive: bool
+    #: The client waits for 100 Continue before it sends the body.
+    expects_continue: bool
+
+
+#: Bytes a head may consist of, but CR and LF, which are counted.
+_VISIBLE = bytes(set(range(256)) - set(range(32)) - {127} | {9})
+#: RFC 9110 §7.2: uri-host [ ":" port ], with RFC 3986's IP-literal and reg-name. May be empty.
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-fvV:.]+\]|(?:[0-9A-Za-z\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
+#: Fields that decide about the message itself.
+_OWN = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
+#: Room for the method, two blanks, the version and CRLF in a request line. The longest registered method has 17 bytes.
+_LINE_ROOM = 64
+#: What 405 has to name (RFC 9110 §15.5.6), as CONNECT is refused before an application could say.
+_ALLOW = [(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]
+BAD = HTTPStatus.BAD_REQUEST
+
+
+def check_size(head: bytes, limits: Limits) -> None:
+    """Refuse a head, finished or not, that is already too large, however it was cut into packets."""
+    line = head.find(b"\r\n", 0, limits.max_target + _LINE_ROOM)
+    if line < 0:
+        if len(head) >= limits.max_target + _LINE_ROOM:
+            raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, "request line too long")
+    elif len(head) - line - 4 > limits.max_header_bytes:
+        raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header section too large")
+
+
+def check_beginning(data: bytes, limits: Limits) -> None:
+    """Refuse what can no longer become a head, before its end has come: TLS on a plain port, bare LF, too much."""
+    check_size(data, limits)
+    if data[:1] < b"!" and data not in (b"", b"\r"):
+        raise Refused(BAD, "not a request line")
+    if data.count(b"\n") != data.count(b"\r\n"):
+        raise Refused(BAD, "bare LF")
+
+
+def read_head(head: bytes, limits: Limits) -> Request:
+    """Parse and check one whole head, blank line included. Raises `Refused`."""
+    lines = head.count(b"\r\n")
+    check_size(head, limits)
+    if lines - 2 > limits.max_headers:
+        raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields")
+    # What is left without the visible bytes must be the pairs of CR and LF, and nothing else.
+    if len(head.translate(None, _VISIBLE)) != 2 * lines or b"\r\n " in head or b"\r\n\t" in head:
+        raise Refused(BAD, "bare CR or LF, folded line or control byte")
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head))
+    parser.receive_data(head)
+    try:
+        event = parser.next_event()
+    except h11.RemoteProtocolError as error:
+        raise Refused(HTTPStatus(error.error_status_hint), str(error)) from None
+    assert type(event) is h11.Request
+    return _checked(event, limits)
+
+
+def _checked(event: h11.Request, limits: Limits) -> Request:
+    headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
+    version = event.http_version
+    if version[:1] != b"1":
+        raise Refused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "another major version")
+    if len(event.target) > limits.max_target:
+        raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, "target too long")
+    http10 = version == b"1.0"
+    host, length, chunked, keep_alive, expects = None, 0, False, not http10, False
+    for name, value in headers:
+        if name in _OWN:
+            if name == b"host":
+                host = value
+            elif name == b"content-length":
+                length = int(value.partition(b",")[0])
+            elif name == b"transfer-encoding":
+                chunked = True
+            elif name == b"connection":
+                keep_alive = keep_alive and b"close" not in _members(value)
+            else:
+                expects = _expectation(value, http10)
+    if host is None:
+        if not http10:
+            raise Refused(BAD, "no Host")
+    elif _HOST.fullmatch(host) is None:
+        raise Refused(BAD, "invalid Host")
+    if chunked and (http10 or length or any(name == b"content-length" for name, _ in headers)):
+        raise Refused(BAD, "Transfer-Encoding with Content-Length, or in HTTP/1.0")
+    if length > limits.max_body:
+        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "declared body too large")
+    _check_target(event.method, event.target)
+    return Request(
+        event.method, event.target, headers, http10, None if chunked else length, keep_alive, expects
+    )
+
+
+def _members(value: bytes) -> list[bytes]:
+    return [member.strip() for member in value.lower().split(b",")]
+
+
+def _expectation(value: bytes, http10: bool) -> bool:
+    if value.lower() != b"100-continue":
+        raise Refused(HTTPStatus.EXPECTATION_FAILED, "unknown expectation")
+    return not http10  # RFC 9110 §10.1.1: an HTTP/1.0 expectation MUST be ignored
+
+
+def _check_target(method: bytes, target: bytes) -> None:
+    """RFC 9112 §3.2: the four forms of a target."""
+    if method == b"CONNECT":
+        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "CONNECT", _ALLOW)
+    if b"#" in target:
+        raise Refused(BAD, "fragment in the target")
+    if target[:1] == b"/" or (target == b"*" and method == b"OPTIONS"):
+        return
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None or _HOST.fullmatch(absolute[1]) is None:
+        raise Refused(BAD, "neither a path nor an absolute URI")
+
+
+def scope_of(request: Request, constant: dict[str, Any], root_path: str) -> dict[str, Any]:
+    """The ASGI scope of a request (ASGI http 2.5, "HTTP Connection Scope"); ``constant`` is the connection's part."""
+    target, headers = request.target, request.headers
+    if target[:1] != b"/" and target != b"*":
+        target, headers = _absolute(target, headers)
+    raw_path, _, query = target.partition(b"?")
+    path = raw_path.decode("ascii")
+    return {
+        **constant,
+        "http_version": "1.0" if request.http10 else "1.1",
+        "method": request.method.decode("ascii").upper(),
+        "path": root_path + (unquote(path) if "%" in path else path),
+        "raw_path": root_path.encode() + raw_path if root_path else raw_path,
+        "query_string": query,
+        "root_path": root_path,
+        "headers": headers,
+    }
+
+
+def _absolute(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
+    """RFC 9112 §3.2.2: the authority of an absolute-form target replaces the Host field."""
+    absolute = _ABSOLUTE.fullmatch(target)
+    assert absolute is not None
+    authority, rest = absolute.groups()
+    others = [field for field in headers if field[0] != b"host"]
+    return rest if rest[:1] == b"/" else b"/" + rest, [(b"host", authority), *others]

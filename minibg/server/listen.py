@@ -1,0 +1,62 @@
+"""Where the server listens: TCP, a Unix socket, an inherited descriptor; and the TLS context.
+
+Sockets are bound here, before the application starts, so that an address in use is an OSError at once; they begin to
+listen after the application has started, so that no client waits for an application that never comes.
+
+- A host name may have several addresses ("localhost" has two): all are bound, on the same port, also for port 0.
+- A Unix socket whose owner is dead is replaced; one that somebody answers on is an "address in use" like any other.
+  (asyncio removes either, and the first server loses its clients to the second.)
+- A descriptor (systemd's socket activation, a supervisor's) is taken as it is.
+
+Rejected: SO_REUSEPORT. Two servers on one port by mistake look like one that forgets half its requests.
+"""
+
+import errno
+import os
+import socket
+import ssl
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+
+
+def bind_tcp(host: str, port: int) -> list[socket.socket]:
+    """A bound socket for each address of the host; an empty host means all. Raises OSError."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    with ExitStack() as undo:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            sock = undo.enter_context(socket.socket(family, kind, protocol))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # or it would take the IPv4 port too
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Port 0: what the first address was given, the others get too.
+            sock.bind((address[0], sockets[0].getsockname()[1] if sockets else address[1], *address[2:]))
+            sockets.append(sock)
+        undo.pop_all()
+    return sockets
+
+
+def bind_unix(path: str, permissions: int | None) -> socket.socket:
+    """A socket bound to a path. Raises OSError, with EADDRINUSE if somebody listens there."""
+    with ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        if Path(path).exists() and stat.S_ISSOCK(Path(path).stat().st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) == 0:
+                    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
+            Path(path).unlink()
+        sock.bind(path)
+        if permissions is not None:
+            Path(path).chmod(permissions)
+        undo.pop_all()
+    return sock
+
+
+def tls_context(certfile: str, keyfile: str | None, password: str | None) -> ssl.SSLContext:
+    """TLS 1.2 or newer. Raises OSError (of which ssl.SSLError is one) if the files are not what they should be."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(certfile, keyfile, password)
+    return context

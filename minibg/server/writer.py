@@ -1,0 +1,149 @@
+"""Response messages of the application -> bytes on the wire. Pure.
+
+h11 could write responses too. It is not asked to: building its events, checking every header twice and walking its
+state machine costs 40 % of its time, and this file needs one pass over the headers and one check of the finished head.
+The check is a regular expression for a whole head, so a stray CR, LF or NUL in a header value (response splitting),
+a space in a name or a control byte cannot leave the process. In the tests h11 is the oracle: whatever is written here,
+h11 as a client must read back as the same response.
+
+Rules of this file:
+
+- The server owns the message framing. The application's Transfer-Encoding is ignored (ASGI http, "Response Start"), its
+  Content-Length is believed and enforced, and of its Connection only "close" is heard.
+- One Date and one Server line: the application's, if it has set one.
+- A response that must not have a body has none on the wire, whatever the application sends.
+- Errors are the application's (ValueError, TypeError) and are raised before the first byte is written.
+
+The framing is chosen in the order of RFC 9112 §6.3: no content for HEAD, 204, 205 and 304; a length if one was given
+or if the first body message is also the last; chunks for HTTP/1.1; the end of the connection for HTTP/1.0.
+
+Rejected: a response object that collects headers and knows its own bytes. A function with all its inputs in its
+signature is the same thing without the question of what state it is in.
+"""
+
+import re
+from collections.abc import Iterable
+from enum import Enum
+from http import HTTPStatus
+from typing import NamedTuple
+
+
+class Framing(Enum):
+    """How the client learns where the body ends (RFC 9112 §6.3)."""
+
+    #: There is no body, whatever the headers say.
+    NONE = "none"
+    #: Content-Length.
+    LENGTH = "length"
+    #: Transfer-Encoding: chunked.
+    CHUNKED = "chunked"
+    #: The connection ends. HTTP/1.0 only.
+    CLOSE = "close"
+
+
+class Head(NamedTuple):
+    """A finished head and what it promises."""
+
+    #: The status line, the headers and the blank line.
+    data: bytes
+    framing: Framing
+    #: Bytes of the body; -1 where the framing does not say.
+    length: int
+    #: The connection ends after this response.
+    close: bool
+
+
+#: Headers that are the server's business; the others are copied.
+_OWNED = frozenset(
+    (b"connection", b"content-length", b"date", b"keep-alive", b"server", b"transfer-encoding")
+)
+#: RFC 9112 §4, §5: a status line, then fields of a token, a colon and visible bytes, blanks and tabs.
+_HEAD = re.compile(
+    rb"HTTP/1\.1 [2-9][0-9]{2} [ -~]*\r\n(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
+)
+_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_SERVER = b"server: minibg\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def response_head(
+    status: int,
+    headers: Iterable[Iterable[bytes]],
+    *,
+    method: bytes,
+    http10: bool,
+    whole: int | None,
+    close: bool,
+    date: bytes,
+) -> Head:
+    """Choose the framing and write the head. ``whole`` is the size of the body if the first message is the last.
+
+    Raises ValueError or TypeError if the application asks for what HTTP cannot say.
+    """
+    lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+    server, length = _SERVER, -1
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered in _OWNED:
+            if lowered == b"content-length":
+                length = _content_length(value, length)
+            elif lowered == b"connection":
+                close = close or b"close" in value.lower()
+            elif lowered == b"date":
+                date = b"date: %b\r\n" % value
+            elif lowered == b"server":
+                server = b"server: %b\r\n" % value
+        else:
+            lines += name, b": ", value, b"\r\n"
+    framing, length = _framing(status, method, http10, whole, length)
+    if length >= 0:
+        lines.append(b"content-length: %d\r\n" % length)
+    elif framing is Framing.CHUNKED:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    close = close or framing is Framing.CLOSE
+    # RFC 9110 §6.6.1: an origin server with a clock MUST send Date.
+    lines += date, server, b"connection: close\r\n\r\n" if close else b"\r\n"
+    data = b"".join(lines)
+    if _HEAD.fullmatch(data) is None:
+        raise ValueError(f"not a valid response head: status {status!r}, headers {headers!r}")
+    return Head(data, framing, length, close)
+
+
+def _content_length(value: bytes, seen: int) -> int:
+    if not value.isdigit() or seen not in (-1, int(value)):
+        raise ValueError(f"not one valid Content-Length: {value!r}")
+    return int(value)
+
+
+def _framing(status: int, method: bytes, http10: bool, whole: int | None, length: int) -> tuple[Framing, int]:
+    """Framing and Content-Length (-1: none is sent)."""
+    if status == 204:  # RFC 9110 §8.6: MUST NOT send Content-Length with 204.
+        return Framing.NONE, -1
+    if status == 205:  # RFC 9110 §15.3.6: no content, and the client must see where it ends.
+        return Framing.NONE, 0
+    if method == b"HEAD" or status == 304:  # the length, if given, is the one a GET would have had
+        return Framing.NONE, length
+    if length >= 0:
+        return Framing.LENGTH, length
+    if whole is not None:
+        return Framing.LENGTH, whole
+    return (Framing.CLOSE if http10 else Framing.CHUNKED), -1
+
+
+def chunk(data: bytes, *, last: bool) -> bytes:
+    """One piece of a chunked body (RFC 9112 §7.1). An empty chunk would end the body, so it is not written."""
+    piece = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+    return piece + LAST_CHUNK if last else piece
+
+
+def plain_response(
+    status: HTTPStatus, *, method: bytes, date: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
+) -> bytes:
+    """A whole answer of the server itself. It always ends the connection: what follows cannot be trusted."""
+    body = f"{status.phrase}\n".encode()
+    fields = [(b"content-type", b"text/plain; charset=utf-8"), *headers]
+    head = response_head(
+        status.value, fields, method=method, http10=False, whole=len(body), close=True, date=date
+    )
+    return head.data if head.framing is Framing.NONE else head.data + body
