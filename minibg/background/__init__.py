@@ -1,1 +1,32 @@
-"""."""
+"""The after-response task queue. Standard library only; HTTP does not exist here.
+
+In reading order:
+
+- `retry`: whether a failed attempt is followed by another, and when
+- `task`: what can be run, and with which options
+- `result`: the statuses of a run, and the record it leaves
+- `run`: one call, with everything that is needed to make it
+- `journal`: what happened; the only place that changes a status
+- `queue`: the line, and the places in it
+- `threads`, `attempt`, `worker`: doing it
+- `pool`: all of that put together; how it starts and stops
+- `hold`: the tasks of one response
+- `periodic`, `watchdog`, `drain`, `clock`: what stands beside the path
+"""
+
+from .clock import Clock as Clock, SystemClock as SystemClock
+from .drain import DrainReport as DrainReport, Unfinished as Unfinished
+from .hold import BackgroundTasks as BackgroundTasks
+from .journal import Follower as Follower, IllegalTransition as IllegalTransition, Transition as Transition
+from .periodic import Periodic as Periodic
+from .pool import CancelOutcome as CancelOutcome, Pool as Pool, PoolStopped as PoolStopped, Statistics as Statistics
+from .queue import NotAccepted as NotAccepted, QueueFull as QueueFull
+from .result import (
+    TRANSITIONS as TRANSITIONS,
+    Event as Event,
+    TaskError as TaskError,
+    TaskResult as TaskResult,
+    TaskStatus as TaskStatus,
+)
+from .retry import Retry as Retry, RetryLater as RetryLater
+from .task import Task as Task, task as task

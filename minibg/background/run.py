@@ -1,0 +1,91 @@
+"""A run: one call of a task, with everything that is needed to make it.
+
+What `TaskResult` is for the reader, `Run` is for the queue: the function and its arguments, the options, the
+contextvars of the moment of ``add_task``, and who still holds it. It is dropped when the run ends, and the arguments
+with it; the record stays.
+
+The context is a snapshot, so a request id that middleware set is seen by the task and by nobody else. Workers run in an
+empty context, and every attempt enters a copy of the snapshot: what a first attempt sets, a second does not see. A
+worker that runs tasks in its own context leaks from one request to the next (measured in aiojobs: the second and third
+request's job saw the first one's id).
+
+A run may be held by more than one response, when it has a ``key``: it is dropped only when the last of them drops it.
+"""
+
+import asyncio
+import contextvars
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from .clock import Clock
+from .result import TaskResult
+from .task import DEFAULTS, Kind, Options, Task, kind_of, name_of
+
+if TYPE_CHECKING:
+    from .queue import Batch
+
+
+class Cut(Enum):
+    """Why a running attempt was told to end before it did so itself."""
+
+    #: It is over its timeout.
+    TIMEOUT = auto()
+    #: `Pool.cancel` was called.
+    CANCEL = auto()
+    #: The pool stops.
+    STOP = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One call of a task on its way through the queue."""
+
+    #: The callable itself; for a `Task` the function in it.
+    function: Callable[..., Any]
+    kind: Kind
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: Options
+    context: contextvars.Context
+    result: TaskResult[Any]
+    #: How many responses hold it.
+    holders: int = 1
+    #: Whether it counts against the queue's limit.
+    has_place: bool = False
+    #: The batch it stands in line with.
+    batch: "Batch | None" = None
+    #: The coroutine attempt that is running, and why it shall end, if it shall.
+    attempt: "asyncio.Task[Any] | None" = None
+    cut: Cut | None = None
+    #: When the attempt began: monotonic seconds; and whether the log has said already that it takes long.
+    since: float = 0.0
+    warned: bool = False
+
+    @classmethod
+    def of(
+        cls, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], origin: str, clock: Clock
+    ) -> "Run":
+        """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be run."""
+        kind = kind_of(function)
+        result: TaskResult[Any] = TaskResult(os.urandom(16).hex(), name_of(function), origin, clock.now())
+        called, options = (function.function, function.options) if isinstance(function, Task) else (function, DEFAULTS)
+        return cls(called, kind, args, kwargs, options, contextvars.copy_context(), result)
+
+    def may_come_back(self) -> bool:
+        """Whether the attempt that begins now may be followed by another."""
+        retry = self.options.retry
+        return retry is not None and self.result.attempts + 1 < retry.attempts
+
+    def delay(self, clock: Clock) -> float | None:
+        """Seconds from now until it is due; None when it has no delay at all."""
+        if self.options.run_at is not None:
+            return max(0.0, (self.options.run_at - clock.now()).total_seconds())
+        return self.options.delay
+
+    def describe(self) -> str:
+        """Name it in the log: task, id, and where it came from."""
+        origin = f" of {self.result.origin}" if self.result.origin else ""
+        return f"{self.result.name} {self.result.id}{origin}"
