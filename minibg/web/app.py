@@ -20,42 +20,29 @@ made one by the route's ``response_class``: as JSON unless told otherwise.
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, TypedDict, TypeVar, Unpack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from typing import Any, TypeVar
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
 from minibg.background import QueueFull
 from minibg.web.depends import Dependency, Plan
-from minibg.web.exceptions import HTTPException, RequestValidationError
+from minibg.web.exceptions import HTTPException
 from minibg.web.request import Request, State
 from minibg.web.response import JSONResponse, PlainTextResponse, Response
 from minibg.web.routing import Route, Router, compile_path
 from minibg.web.threads import Threads
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-#: ``(request, exception) -> Response``, sync or async.
-ExceptionHandler = Callable[[Request, Any], Any]
+#: What a decorator does: it registers a function and leaves it as it was.
+Register = Callable[[Handler], Handler]
+#: ``(request, exception) -> Response``, sync or async; by status or by class.
+ExceptionHandlers = Mapping[int | type[Exception], Callable[[Request, Any], Any]]
 #: ``(app) -> async context manager``, which may give a dict that becomes each request's state.
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 
-class RouteOptions(TypedDict, total=False):
-    """What a route may say about its answers."""
-
-    #: The status of what the handler returns when that is no response itself; that of the class, so 200.
-    status_code: int | None
-    #: What is made of it; JSONResponse.
-    response_class: type[Response] | None
-    #: ``Depends(...)`` to run before the handler, for what they do and not for what they give.
-    dependencies: Iterable[Dependency] | None
-    #: What it is called; the handler's name.
-    name: str | None
-
-
 class _Sending:
     """A `send` that knows whether the response has started."""
-
-    __slots__ = ("_send", "started")
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -67,13 +54,9 @@ class _Sending:
 
 
 async def _http_exception(_: Request, error: HTTPException) -> Response:
-    if error.status_code < 200 or error.status_code in {204, 304}:
+    if error.status_code in {204, 304}:  # RFC 9110 §15.3.5, §15.4.5: no content
         return Response(None, error.status_code, error.headers)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
-
-
-async def _bad_parameters(_: Request, error: RequestValidationError) -> Response:
-    return JSONResponse({"detail": error.errors()}, 422)
 
 
 async def _queue_full(_: Request, error: QueueFull) -> Response:
@@ -84,7 +67,7 @@ class App:
     """An ASGI application made of functions.
 
     `lifespan` is an async context manager function: what it does before its ``yield`` happens before the first
-    request, the rest after the last. `threads` bounds the sync handlers that run at once.
+    request, the rest after the last. `debug` puts the traceback into a 500.
     """
 
     def __init__(
@@ -92,19 +75,17 @@ class App:
         *,
         debug: bool = False,
         lifespan: Lifespan | None = None,
-        exception_handlers: Mapping[int | type[Exception], ExceptionHandler] | None = None,
-        threads: int = 40,
+        exception_handlers: ExceptionHandlers | None = None,
     ) -> None:
         self.debug = debug
         self.state = State({})
-        self._lifespan = lifespan
+        self._lifespan: Lifespan = lifespan or (lambda _: nullcontext())
         self._router = Router()
-        self._threads = Threads(threads)
+        self._threads = Threads()
         self._middleware: list[tuple[Callable[..., ASGIApp], dict[str, Any]]] = []
         self._stack: ASGIApp | None = None
-        self._exception_handlers: dict[int | type[Exception], ExceptionHandler] = {
+        self._exception_handlers: dict[Any, Callable[[Request, Any], Any]] = {
             HTTPException: _http_exception,
-            RequestValidationError: _bad_parameters,
             QueueFull: _queue_full,
             **(exception_handlers or {}),
         }
@@ -112,56 +93,59 @@ class App:
     # Registering.
 
     def route(
-        self, path: str, *, methods: Iterable[str] = ("GET",), **options: Unpack[RouteOptions]
-    ) -> Callable[[Handler], Handler]:
-        """Answer these methods of `path` with the decorated function.
+        self,
+        path: str,
+        *,
+        methods: Iterable[str] = ("GET",),
+        status_code: int | None = None,
+        response_class: type[Response] = JSONResponse,
+        dependencies: Iterable[Dependency] = (),
+        name: str | None = None,
+    ) -> Register[Handler]:
+        """Answer these methods of `path` with the decorated function. The other verbs take the same options.
 
-        Raises ValueError for a path that makes no sense and TypeError for a signature that nothing can fill.
+        What it returns becomes a `response_class` with that status. `dependencies` run before it, for what they do and
+        not for what they give. Raises ValueError for a path that makes no sense and TypeError for a signature that
+        nothing can fill.
         """
-        pattern = compile_path(path)
 
         def register(handler: Handler) -> Handler:
-            route = Route(
-                path,
-                options.get("name") or getattr(handler, "__name__", repr(handler)),
-                Plan(handler, pattern.converters, options.get("dependencies") or ()),
-                options.get("status_code"),
-                options.get("response_class") or JSONResponse,
-            )
-            self._router.add(pattern, route, methods)
+            called = name or str(getattr(handler, "__name__", handler))
+            plan = Plan(handler, compile_path(path)[1], dependencies)
+            self._router.add(path, methods, Route(called, plan, status_code, response_class))
             return handler
 
         return register
 
-    def get(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+    def get(self, path: str, **options: Any) -> Register[Handler]:
         """Answer GET, and HEAD unless it has a handler of its own."""
         return self.route(path, methods=["GET"], **options)
 
-    def post(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+    def post(self, path: str, **options: Any) -> Register[Handler]:
         """Answer POST."""
         return self.route(path, methods=["POST"], **options)
 
-    def put(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+    def put(self, path: str, **options: Any) -> Register[Handler]:
         """Answer PUT."""
         return self.route(path, methods=["PUT"], **options)
 
-    def patch(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+    def patch(self, path: str, **options: Any) -> Register[Handler]:
         """Answer PATCH."""
         return self.route(path, methods=["PATCH"], **options)
 
-    def delete(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+    def delete(self, path: str, **options: Any) -> Register[Handler]:
         """Answer DELETE."""
         return self.route(path, methods=["DELETE"], **options)
 
-    def head(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+    def head(self, path: str, **options: Any) -> Register[Handler]:
         """Answer HEAD."""
         return self.route(path, methods=["HEAD"], **options)
 
-    def options(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
-        """Answer OPTIONS; nobody does it by himself."""
+    def options(self, path: str, **options: Any) -> Register[Handler]:
+        """Answer OPTIONS; nothing does it by itself."""
         return self.route(path, methods=["OPTIONS"], **options)
 
-    def exception_handler(self, kind: int | type[Exception]) -> Callable[[Handler], Handler]:
+    def exception_handler(self, kind: int | type[Exception]) -> Register[Handler]:
         """Answer a status of HTTPException, or an exception class, with what the decorated function returns.
 
         The one for 500 or Exception answers what nobody else does; that exception still reaches the server's log.
@@ -190,16 +174,11 @@ class App:
             self._stack = self._answer
             for cls, options in self._middleware:
                 self._stack = cls(self._stack, **options)
-        if scope["type"] == "lifespan":
-            await self._stack(scope, receive, send)
-            return
         sending = _Sending(send)
         try:
             await self._stack(scope, receive, sending)
-        except ClientDisconnected:
-            raise
         except Exception as error:
-            if not sending.started:
+            if scope["type"] == "http" and not sending.started and not isinstance(error, ClientDisconnected):
                 response = await self._server_error(Request(scope, receive), error)
                 await response(scope, receive, send)
             raise
@@ -212,46 +191,40 @@ class App:
         request, sending = Request(scope, receive), _Sending(send)
         try:
             await self._respond(request, receive, sending)
-        except ClientDisconnected:
-            raise
         except Exception as error:
-            handler = self._handler_of(error)
-            if handler is None:
+            response = await self._answer_to(error, request)
+            if response is None:
                 raise
             if sending.started:
-                raise RuntimeError(
-                    "an exception came too late to be answered: the response has started"
-                ) from error
-            response = await _call(handler, request, error)
-            hold = scope.get("minibg.background")
-            if hold is not None:
-                hold.drop()
+                raise RuntimeError("the response has started: it is too late to answer this exception") from error
+            if "minibg.background" in scope:
+                scope["minibg.background"].drop()
             await response(scope, receive, send)
 
     async def _respond(self, request: Request, receive: Receive, send: Send) -> None:
+        """Route, run, send, close: the way of a request on which nothing fails."""
         found = self._router.find(request)
         if isinstance(found, Response):
             await found(request.scope, receive, send)
             return
-        route, request.scope["path_params"] = found
+        route, request.path_params = found
+        request.scope["path_params"] = request.path_params
         response = None
         async with AsyncExitStack() as stack:
             result = await route.plan(request, stack)
             response = result if isinstance(result, Response) else _made(route, result)
             await response(request.scope, receive, send)
         if response is None:
-            raise RuntimeError(
-                f"a dependency of {route.name} swallowed its exception: there is nothing to answer"
-            )
+            raise RuntimeError(f"a dependency of {route.name} swallowed its exception: there is nothing to answer")
 
-    def _handler_of(self, error: Exception) -> ExceptionHandler | None:
-        """Whoever answers this exception, the most particular first; Exception itself is the outermost layer's."""
-        if isinstance(error, HTTPException) and error.status_code in self._exception_handlers:
-            return self._exception_handlers[error.status_code]
-        classes = [
-            cls for cls in type(error).__mro__ if cls is not Exception and cls in self._exception_handlers
-        ]
-        return self._exception_handlers[classes[0]] if classes else None
+    async def _answer_to(self, error: Exception, request: Request) -> Response | None:
+        """The response of the most particular exception handler, if any; Exception itself is the outer layer's."""
+        handlers = self._exception_handlers
+        status = error.status_code if isinstance(error, HTTPException) else None
+        for key in (status, *type(error).__mro__):
+            if key in handlers and key is not Exception and not isinstance(error, ClientDisconnected):
+                return await _call(handlers[key], request, error)
+        return None
 
     async def _server_error(self, request: Request, error: Exception) -> Response:
         handler = self._exception_handlers.get(500) or self._exception_handlers.get(Exception)
@@ -264,11 +237,9 @@ class App:
         """The lifespan conversation (ASGI lifespan 2.0)."""
         part = "startup"
         try:
-            async with AsyncExitStack() as stack:
-                await receive()
-                if self._lifespan is not None:
-                    state = await stack.enter_async_context(self._lifespan(self))
-                    scope.setdefault("state", {}).update(state or {})
+            await receive()
+            async with self._lifespan(self) as state:
+                scope.setdefault("state", {}).update(state or {})
                 await send({"type": "lifespan.startup.complete"})
                 part = "shutdown"
                 await receive()
@@ -280,7 +251,7 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _call(handler: ExceptionHandler, request: Request, error: Exception) -> Response:
+async def _call(handler: Callable[[Request, Any], Any], request: Request, error: Exception) -> Response:
     """An exception handler's response."""
     if inspect.iscoroutinefunction(handler):
         response: Response = await handler(request, error)

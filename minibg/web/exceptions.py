@@ -16,25 +16,20 @@ Problem = dict[str, Any]
 class HTTPException(Exception):
     """Answer with this status and ``{"detail": detail}``; the detail may be anything JSON can say."""
 
-    def __init__(
-        self, status_code: int, detail: Any = None, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, status_code: int, detail: Any = None, headers: Mapping[str, str] | None = None) -> None:
         self.status_code = status_code
-        self.detail = HTTPStatus(status_code).phrase if detail is None else detail
+        self.detail: Any = HTTPStatus(status_code).phrase if detail is None else detail
         self.headers = headers
-        super().__init__(status_code, self.detail)
-
-    def __str__(self) -> str:
-        return f"{self.status_code}: {self.detail}"
+        super().__init__(f"{status_code}: {self.detail}")
 
 
-class RequestValidationError(ValueError):
+class RequestValidationError(HTTPException):
     """The request's parameters are not what the handler asks for: answered with 422 and every problem at once."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__(f"{len(problems)} bad parameters: {problems}")
-        self._problems = problems
+        super().__init__(422, problems)
 
     def errors(self) -> Sequence[Problem]:
         """Every bad parameter, in the order of the signature."""
-        return self._problems
+        problems: Sequence[Problem] = self.detail
+        return problems

@@ -19,13 +19,9 @@ from typing import TypeVar
 
 V = TypeVar("V")
 
-RawHeaders = list[tuple[bytes, bytes]]
-
 
 class MultiDict(Mapping[str, V]):
     """The fields of a query or of a form, in order."""
-
-    __slots__ = ("_last", "_pairs")
 
     def __init__(self, pairs: Iterable[tuple[str, V]] = ()) -> None:
         self._pairs = list(pairs)
@@ -34,43 +30,27 @@ class MultiDict(Mapping[str, V]):
     def __getitem__(self, name: str) -> V:
         return self._last[name]
 
-    def getlist(self, name: str) -> list[V]:
-        """Every value of that name, in order."""
-        return [value for found, value in self._pairs if found == name]
-
-    def multi_items(self) -> list[tuple[str, V]]:
-        """Every pair, in order."""
-        return list(self._pairs)
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._last)
 
     def __len__(self) -> int:
         return len(self._last)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._pairs!r})"
+    def getlist(self, name: str) -> list[V]:
+        """Every value of that name, in order."""
+        return [value for found, value in self._pairs if found == name]
 
 
 class Headers(Mapping[str, str]):
     """The fields of a request, by name."""
 
-    __slots__ = ("raw",)
-
-    def __init__(self, raw: RawHeaders) -> None:
+    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
         self.raw = raw
 
     def __getitem__(self, name: str) -> str:
-        wanted = name.lower().encode("latin-1")
-        for found, value in self.raw:
-            if found == wanted:
-                return value.decode("latin-1")
+        for value in self.getlist(name):
+            return value
         raise KeyError(name)
-
-    def getlist(self, name: str) -> list[str]:
-        """The values of every field called `name`, in order."""
-        wanted = name.lower().encode("latin-1")
-        return [value.decode("latin-1") for found, value in self.raw if found == wanted]
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(name.decode("latin-1") for name, _ in self.raw))
@@ -78,22 +58,23 @@ class Headers(Mapping[str, str]):
     def __len__(self) -> int:
         return len({name for name, _ in self.raw})
 
+    def getlist(self, name: str) -> list[str]:
+        """The values of every field called `name`, in order."""
+        wanted = name.lower().encode("latin-1")
+        return [value.decode("latin-1") for found, value in self.raw if found == wanted]
+
 
 class MutableHeaders(Headers, MutableMapping[str, str]):
     """The fields of a response, by name, still to be written."""
 
-    __slots__ = ()
-
     def __setitem__(self, name: str, value: str) -> None:
         """One field of that name, whatever was there."""
-        if name in self:
-            del self[name]
+        del self[name]
         self.append(name, value)
 
     def __delitem__(self, name: str) -> None:
+        """No field of that name; it need not be there."""
         unwanted = name.lower().encode("latin-1")
-        if name not in self:
-            raise KeyError(name)
         self.raw[:] = [field for field in self.raw if field[0] != unwanted]
 
     def append(self, name: str, value: str) -> None:

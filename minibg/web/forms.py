@@ -12,8 +12,7 @@ read the file it was given. Starlette closes it first, and then the task finds a
 """
 
 import weakref
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Generator
 from email.message import Message
 from tempfile import SpooledTemporaryFile
 from urllib.parse import parse_qsl
@@ -33,12 +32,10 @@ SPOOLED = 1024 * 1024
 class UploadFile:
     """A file of a form. Reading happens in a thread, since the file may be on the disk."""
 
-    def __init__(self, threads: Threads, filename: str, headers: dict[str, str]) -> None:
-        self.filename = filename
-        self.headers = headers
-        self.content_type = headers.get("content-type")
+    def __init__(self, threads: Threads, filename: str | None, headers: dict[str, str]) -> None:
+        self.filename, self.headers, self.content_type = filename, headers, headers.get("content-type")
         self.size = 0  #: bytes
-        self.file: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(SPOOLED)  # noqa: SIM115 - closed below
+        self.file: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(SPOOLED)  # noqa: SIM115 - closed by the finalizer
         self._threads = threads
         weakref.finalize(self, self.file.close)
 
@@ -50,10 +47,6 @@ class UploadFile:
         """Continue reading at this byte."""
         await self._threads.run(self.file.seek, offset)
 
-    async def close(self) -> None:
-        """Give up the file now, and not when nobody refers to it."""
-        await self._threads.run(self.file.close)
-
 
 FormData = MultiDict[str | UploadFile]
 
@@ -62,77 +55,43 @@ async def parse_form(content_type: str, chunks: AsyncIterator[bytes], threads: T
     """The form in a body of that content type; an empty one when the body is no form."""
     head = Message()
     head["content-type"] = content_type
-    if head.get_content_type() == "application/x-www-form-urlencoded":
-        body = b"".join([chunk async for chunk in chunks])
-        with _answering_errors():
-            return FormData(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_PARTS))
-    if head.get_content_type() != "multipart/form-data":
-        return FormData()
-    parts = _Parts(head.get_boundary(""), threads)
-    async for chunk in chunks:
-        await threads.run(parts.feed, chunk)
-    await threads.run(parts.feed, b"")
-    return FormData(parts.fields)
-
-
-class _Parts:
-    """The parts of one multipart body, as they arrive."""
-
-    def __init__(self, boundary: str, threads: Threads) -> None:
-        try:
-            from multipart import PushMultipartParser  # noqa: PLC0415 - an optional extra
-        except ImportError as error:
-            raise RuntimeError(
-                "multipart/form-data needs the library `multipart`: install minibg[forms]"
-            ) from error
-        self.fields: list[tuple[str, str | UploadFile]] = []
-        self._threads = threads
-        self._text_left = MAX_TEXT
-        self._part: tuple[str, UploadFile | bytearray] = ("", bytearray())
-        with _answering_errors():
-            self._parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS)
-
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the body; none at all mean its end."""
-        if self._parser.closed:  # RFC 2046 §5.1.1: what follows the last boundary is to be ignored
-            return
-        with _answering_errors():
-            for event in self._parser.parse(chunk):
-                if event is None:
-                    self._finish_part()
-                elif isinstance(event, bytes | bytearray):
-                    self._write(event)
-                else:
-                    headers = {name.lower(): value for name, value in event.headerlist}
-                    file = (
-                        None if event.filename is None else UploadFile(self._threads, event.filename, headers)
-                    )
-                    self._part = (event.name or "", bytearray() if file is None else file)
-
-    def _write(self, data: bytes | bytearray) -> None:
-        _, content = self._part
-        if isinstance(content, UploadFile):
-            content.size += content.file.write(data)
-            return
-        content += data
-        self._text_left -= len(data)
-        if self._text_left < 0:
-            raise HTTPException(413, f"The text of a form may have {MAX_TEXT} bytes")
-
-    def _finish_part(self) -> None:
-        name, content = self._part
-        if isinstance(content, UploadFile):
-            content.file.seek(0)
-            self.fields.append((name, content))
-        else:
-            self.fields.append((name, content.decode()))
-
-
-@contextmanager
-def _answering_errors() -> Iterator[None]:
-    """The parser's errors are the client's: each says which status it is, or is a plain ValueError of the text."""
     try:
-        yield
-    except ValueError as error:
+        if head.get_content_type() == "application/x-www-form-urlencoded":
+            text = b"".join([chunk async for chunk in chunks]).decode()
+            return FormData(parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARTS))
+        if head.get_content_type() != "multipart/form-data":
+            return FormData()
+        parts = _parts(head.get_boundary(""), threads)
+        fields = next(parts)
+        async for chunk in chunks:
+            await threads.run(parts.send, chunk)
+        await threads.run(parts.send, b"")
+        return FormData(fields)
+    except ValueError as error:  # of the parser, which says when it was too much; of parse_qsl; of a text's encoding
         status = 413 if getattr(error, "http_status", 400) == 413 else 400
-        raise HTTPException(status, f"The form is malformed: {error}") from error
+        raise HTTPException(status, f"The form cannot be read: {error}") from error
+
+
+def _parts(boundary: str, threads: Threads) -> Generator[list[tuple[str, str | UploadFile]], bytes, None]:
+    """A generator that is sent the body, chunk by chunk, and fills the list it yields."""
+    try:
+        from multipart import ParserLimitReached, PushMultipartParser  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise RuntimeError("multipart/form-data needs the library `multipart`: install minibg[forms]") from error
+    parser = PushMultipartParser(boundary, max_segment_count=MAX_PARTS)
+    fields: list[tuple[str, str | UploadFile]] = []
+    name, part, text = "", UploadFile(threads, None, {}), 0
+    while True:
+        chunk = yield fields
+        for event in () if parser.closed else parser.parse(chunk):  # RFC 2046 §5.1.1: the epilogue is ignored
+            if event is None:
+                part.file.seek(0)
+                fields.append((name, part.file.read().decode() if part.filename is None else part))
+            elif isinstance(event, bytes | bytearray):
+                part.size += part.file.write(event)
+                text += len(event) if part.filename is None else 0
+                if text > MAX_TEXT:
+                    raise ParserLimitReached(f"all text together may have {MAX_TEXT} bytes")
+            else:
+                headers = {field.lower(): value for field, value in event.headerlist}
+                name, part = event.name, UploadFile(threads, event.filename, headers)

@@ -60,36 +60,20 @@ class Request:
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
+        self.method: str = scope["method"]
+        #: What the route's converters made of the path.
+        self.path_params: dict[str, Any] = scope.get("path_params", {})
+        #: The application that answers, and its threads for what would block the loop.
+        self.app: Any = scope["app"]
+        self.threads: Threads = scope["minibg.threads"]
         self._receive = receive
         self._streamed = False
-
-    @property
-    def app(self) -> Any:
-        """The application that answers: `minibg.App`."""
-        return self.scope["app"]
-
-    @property
-    def threads(self) -> Threads:
-        """The application's threads, for what would block the loop."""
-        threads: Threads = self.scope["minibg.threads"]
-        return threads
-
-    @property
-    def method(self) -> str:
-        """Upper case."""
-        method: str = self.scope["method"]
-        return method
-
-    @property
-    def path_params(self) -> dict[str, Any]:
-        """What the route's converters made of the path."""
-        return self.scope.get("path_params", {})
+        self._body: bytes | None = None
 
     @property
     def client(self) -> Address | None:
         """None when the client has no address, as on a Unix socket."""
-        client = self.scope.get("client")
-        return None if client is None else Address(*client)
+        return Address(*self.scope["client"]) if self.scope.get("client") else None
 
     @cached_property
     def headers(self) -> Headers:
@@ -99,8 +83,8 @@ class Request:
     @cached_property
     def query_params(self) -> MultiDict[str]:
         """Decoded; the last of a repeated one."""
-        query = self.scope.get("query_string", b"").decode("latin-1")
-        return MultiDict(parse_qsl(query, keep_blank_values=True) if query else ())
+        query: str = self.scope.get("query_string", b"").decode("latin-1")
+        return MultiDict(parse_qsl(query, keep_blank_values=True))
 
     @cached_property
     def cookies(self) -> dict[str, str]:
@@ -112,24 +96,23 @@ class Request:
     def url(self) -> URL:
         """As the client wrote it, so far as the scope tells. The Host field is the client's word, not a fact."""
         scope = self.scope
-        host, port = scope.get("server") or ("localhost", None)
-        netloc = self.headers.get("host") or (host if port is None else f"{host}:{port}")
-        path = quote(scope["path"], safe="/%:@!$&'()*+,;=~")
-        return URL(
-            scope.get("scheme", "http"), netloc, path, scope.get("query_string", b"").decode("latin-1"), ""
-        )
+        netloc = self.headers.get("host") or ":".join(map(str, scope.get("server") or ["localhost"]))
+        query = scope.get("query_string", b"").decode("latin-1")
+        return URL(scope.get("scheme", "http"), netloc, quote(scope["path"]), query, "")
 
     @cached_property
     def state(self) -> State:
-        """This request's own values, on top of what the lifespan yielded."""
+        """Values of this request alone, on top of what the lifespan yielded."""
         return State(self.scope.setdefault("state", {}))
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body's chunks as they arrive. Raises ClientDisconnected when the client goes before the end."""
+        if self._body is not None:
+            yield self._body
+            return
         if self._streamed:
             raise RuntimeError("the body was read already, and not kept")
-        self._streamed = True
-        more = True
+        self._streamed = more = True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -140,28 +123,19 @@ class Request:
 
     async def body(self) -> bytes:
         """The whole body, kept for whoever asks again."""
-        if "_body" not in self.__dict__:
+        if self._body is None:
             self._body = b"".join([chunk async for chunk in self.stream()])
         return self._body
 
     async def json(self) -> Any:
         """The body as JSON says it. Raises HTTPException(400) when it is none."""
-        if "_json" not in self.__dict__:
-            try:
-                self._json = json.loads(await self.body())
-            except (ValueError, RecursionError) as error:
-                raise HTTPException(400, f"The body is not valid JSON: {error}") from error
-        return self._json
+        try:
+            return json.loads(await self.body())
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(400, f"The body is not valid JSON: {error}") from error
 
     async def form(self) -> FormData:
         """The body as a form: text and `UploadFile`s. Raises HTTPException(400 or 413) when it is malformed or too much."""
         if "_form" not in self.__dict__:
-            self._form = await parse_form(self.headers.get("content-type", ""), self._chunks(), self.threads)
+            self._form = await parse_form(self.headers.get("content-type", ""), self.stream(), self.threads)
         return self._form
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        if "_body" in self.__dict__:
-            yield self._body
-        else:
-            async for chunk in self.stream():
-                yield chunk

@@ -20,23 +20,25 @@ with the whole file, which §14.2 allows.
 import dataclasses
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from datetime import date, datetime, time
-from email.utils import format_datetime, formatdate, parsedate_to_datetime
+from email.utils import format_datetime, formatdate
 from enum import Enum
 from http.cookies import SimpleCookie
 from mimetypes import guess_type
 from pathlib import Path, PurePath
 from re import fullmatch
-from typing import Any, BinaryIO, ClassVar, Literal
+from typing import Any, ClassVar
 from urllib.parse import quote
 from uuid import UUID
 
 from minibg.asgi import Receive, Scope, Send
-from minibg.web.fields import Headers, MutableHeaders, RawHeaders
+from minibg.web.fields import Headers, MutableHeaders
 
-#: Bytes read from a file at a time: what Starlette reads, and half of what a socket usually takes.
+#: Bytes read from a file at a time, as in Starlette.
 CHUNK = 64 * 1024
+
+Fields = Mapping[str, str] | None
 
 
 class Response:
@@ -45,66 +47,45 @@ class Response:
     media_type: ClassVar[str | None] = None
 
     def __init__(
-        self,
-        content: Any = None,
-        status_code: int = 200,
-        headers: Mapping[str, str] | None = None,
-        media_type: str | None = None,
+        self, content: Any = None, status_code: int = 200, headers: Fields = None, media_type: str | None = None
     ) -> None:
         self.status_code = status_code
-        self.body = self.render(content)
-        self.raw_headers = self._raw_headers(headers, media_type)
+        self.content, self.body = content, self.render(content)
+        fields = {name.lower(): value for name, value in (headers or {}).items()}
+        media_type = media_type or self.media_type
+        if media_type is not None:
+            charset = "; charset=utf-8" if media_type.startswith("text/") and "charset=" not in media_type else ""
+            fields.setdefault("content-type", media_type + charset)
         # RFC 9110 §8.6: neither 1xx nor 204 may have a Content-Length; in a 304 it would be that of the 200.
-        if status_code >= 200 and status_code not in {204, 304} and "content-length" not in self.headers:
-            self.raw_headers.append((b"content-length", b"%d" % len(self.body)))
-
-    def _raw_headers(self, headers: Mapping[str, str] | None, media_type: str | None) -> RawHeaders:
-        raw = (
-            [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
-            if headers
-            else []
-        )
-        content_type = media_type or self.media_type
-        if content_type is not None and not any(name == b"content-type" for name, _ in raw):
-            if content_type.startswith("text/") and "charset=" not in content_type.lower():
-                content_type += "; charset=utf-8"
-            raw.append((b"content-type", content_type.encode("latin-1")))
-        return raw
-
-    def render(self, content: Any) -> bytes:
-        """The body's bytes."""
-        if content is None:
-            return b""
-        return content.encode() if isinstance(content, str) else bytes(content)
+        if self.body is not None and status_code >= 200 and status_code not in {204, 304}:
+            fields.setdefault("content-length", str(len(self.body)))
+        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
 
     @property
     def headers(self) -> MutableHeaders:
-        """The head's fields, to read and to set."""
+        """The fields of the head, to read and to set."""
         return MutableHeaders(self.raw_headers)
 
-    def set_cookie(
-        self,
-        key: str,
-        value: str = "",
-        max_age: int | None = None,
-        expires: datetime | str | int | None = None,
-        path: str | None = "/",
-        domain: str | None = None,
-        secure: bool = False,
-        httponly: bool = False,
-        samesite: Literal["lax", "strict", "none"] | None = "lax",
-    ) -> None:
-        """Ask the client to keep a cookie: for `max_age` seconds, until `expires` (seconds from now when a number)."""
-        cookie = SimpleCookie({key: value})
-        when = format_datetime(expires, usegmt=True) if isinstance(expires, datetime) else expires
-        options = {"max-age": max_age, "expires": when, "path": path, "domain": domain, "samesite": samesite}
-        cookie[key].update({name: option for name, option in options.items() if option is not None})
-        cookie[key].update({"secure": secure, "httponly": httponly})
-        self.raw_headers.append((b"set-cookie", cookie[key].OutputString().encode("latin-1")))
+    def render(self, content: Any) -> bytes | None:
+        """The body; None when it is not known yet."""
+        return content.encode() if isinstance(content, str) else bytes(content or b"")
 
-    def delete_cookie(self, key: str, path: str = "/", domain: str | None = None, **options: Any) -> None:
-        """Ask the client to forget a cookie; path and domain are those it was set with, `options` as in set_cookie."""
-        self.set_cookie(key, max_age=0, expires=0, path=path, domain=domain, **options)
+    def set_cookie(self, key: str, value: str = "", **options: str | float | datetime | None) -> None:
+        """Ask the client to keep a cookie.
+
+        The options are `max_age` (seconds), `expires` (a datetime in UTC, or seconds from now), `path`, `domain`,
+        `secure`, `httponly` and `samesite`. Without them: ``path="/"``, ``samesite="lax"``.
+        """
+        cookie = SimpleCookie({key: value})[key]
+        for name, option in {"path": "/", "samesite": "lax", **options}.items():
+            if option is not None:
+                said = format_datetime(option, usegmt=True) if isinstance(option, datetime) else option
+                cookie[name.replace("_", "-")] = said
+        self.headers.append("set-cookie", cookie.OutputString())
+
+    def delete_cookie(self, key: str, **options: str | float | datetime | None) -> None:
+        """Ask the client to forget a cookie. Its path and domain are those it was set with."""
+        self.set_cookie(key, "", **{**options, "max_age": 0, "expires": 0})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
@@ -130,7 +111,7 @@ def _jsonable(value: Any) -> Any:
         names = [field.name for field in dataclasses.fields(value) if not field.name.startswith("_")]
         return {name: getattr(value, name) for name in names}
     match value:
-        case datetime() | date() | time():
+        case date() | time():
             return value.isoformat()
         case UUID() | PurePath():
             return str(value)
@@ -138,18 +119,14 @@ def _jsonable(value: Any) -> Any:
             return value.value
         case set() | frozenset():
             return list(value)
-    raise TypeError(
-        f"{type(value).__name__} is not JSON: return a dict, a list or a dataclass of what JSON can say"
-    )
+    raise TypeError(f"{type(value).__name__} cannot be said in JSON")
 
 
 class JSONResponse(Response):
     """JSON."""
 
     media_type = "application/json"
-    encode = json.JSONEncoder(
-        ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_jsonable
-    ).encode
+    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_jsonable).encode
 
     def render(self, content: Any) -> bytes:
         """The body's bytes."""
@@ -159,33 +136,23 @@ class JSONResponse(Response):
 class RedirectResponse(Response):
     """Go there: 307, so that the method stays."""
 
-    def __init__(self, url: object, status_code: int = 307, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, url: object, status_code: int = 307, headers: Fields = None) -> None:
         super().__init__(None, status_code, headers)
         self.headers["location"] = quote(str(url), safe=":/%#?=@[]!$&'()*+,;")
 
 
 class StreamingResponse(Response):
-    """A body sent piece by piece, as the iterator gives it."""
+    """A body sent piece by piece, as an iterator gives it: of str or bytes, sync or async."""
 
-    def __init__(
-        self,
-        content: AsyncIterable[str | bytes] | Iterable[str | bytes],
-        status_code: int = 200,
-        headers: Mapping[str, str] | None = None,
-        media_type: str | None = None,
-    ) -> None:
-        self.content = content
-        self.status_code = status_code
-        self.raw_headers = self._raw_headers(headers, media_type)
+    def render(self, _: Any) -> None:
+        """Nothing yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. To HEAD only the head is owed, and the iterator is not asked for anything."""
         content = self.content
         chunks = content if isinstance(content, AsyncIterable) else scope["minibg.threads"].iterate(content)
         try:
-            await send(
-                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-            )
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
                 async for chunk in chunks:
                     body = chunk.encode() if isinstance(chunk, str) else chunk
@@ -197,94 +164,67 @@ class StreamingResponse(Response):
 
 
 class FileResponse(Response):
-    """A file."""
+    """A file, or the part of it that is asked for, or word that the client has it already."""
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         status_code: int = 200,
-        headers: Mapping[str, str] | None = None,
+        headers: Fields = None,
         media_type: str | None = None,
         filename: str | None = None,
-        content_disposition_type: str = "attachment",
     ) -> None:
-        self.path = Path(path)
-        self.status_code = status_code
-        guessed = guess_type(filename or self.path)[0] or "application/octet-stream"
-        self.raw_headers = self._raw_headers(headers, media_type or guessed)
-        self.headers.setdefault("accept-ranges", "bytes")
-        if filename is not None:
-            quoted = quote(filename)  # RFC 6266 §4.3: names beyond ASCII travel encoded
-            name = f'filename="{filename}"' if quoted == filename else f"filename*=utf-8''{quoted}"
-            self.headers.setdefault("content-disposition", f"{content_disposition_type}; {name}")
+        media_type = media_type or guess_type(filename or path)[0] or "application/octet-stream"
+        super().__init__(Path(path), status_code, {"accept-ranges": "bytes", **(headers or {})}, media_type)
+        if filename is not None:  # RFC 6266 §4.3: names beyond ASCII travel encoded
+            self.headers.setdefault("content-disposition", f"attachment; filename*=utf-8''{quote(filename, safe='')}")
+
+    def render(self, _: Any) -> None:
+        """Nothing yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, or the part of it that was asked for, or word that the client has it already."""
+        """Send it, read in threads."""
         run = scope["minibg.threads"].run
-        file: BinaryIO = await run(self.path.open, "rb")
+        file = await run(self.content.open, "rb")
         try:
             stat = await run(os.fstat, file.fileno())
-            headers = self.headers
-            headers.setdefault("last-modified", formatdate(stat.st_mtime, usegmt=True))
-            headers.setdefault("etag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
-            status, start, stop = self._selection(scope, stat.st_size)
+            self.headers.setdefault("last-modified", formatdate(stat.st_mtime, usegmt=True))
+            self.headers.setdefault("etag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
+            status, start, stop = self._selection(scope["method"], Headers(scope["headers"]), stat.st_size)
             if status != 304:
-                headers["content-length"] = str(stop - start)
-            if status in {206, 416}:
-                shown = "*" if status == 416 else f"{start}-{stop - 1}"
-                headers["content-range"] = f"bytes {shown}/{stat.st_size}"
+                self.headers["content-length"] = str(stop - start)
             await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
-            if scope["method"] != "HEAD" and start < stop:
-                await run(file.seek, start)
-                while start < stop:
-                    chunk = await run(file.read, min(CHUNK, stop - start))
-                    if not chunk:
-                        raise RuntimeError(f"{self.path} became shorter while it was sent")
-                    start += len(chunk)
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await run(file.seek, start)
+            while start < stop and scope["method"] != "HEAD":
+                chunk = await run(file.read, min(CHUNK, stop - start))
+                if not chunk:
+                    raise RuntimeError(f"{self.content} became shorter while it was sent")
+                start += len(chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
             await run(file.close)
 
-    def _selection(self, scope: Scope, size: int) -> tuple[int, int, int]:
-        """Status, first byte and the byte after the last, as RFC 9110 §13.2.2 orders the conditions."""
-        asked = Headers(scope["headers"])
-        whole = (self.status_code, 0, size)
-        if self.status_code != 200 or scope["method"] not in {"GET", "HEAD"}:
-            return whole
-        if self._client_has_it(asked):
+    def _selection(self, method: str, asked: Headers, size: int) -> tuple[int, int, int]:
+        """Status, first byte, and the byte after the last: the order of RFC 9110 §13.2.2."""
+        etag, modified = self.headers["etag"], self.headers["last-modified"]
+        if self.status_code != 200 or method not in {"GET", "HEAD"}:
+            return self.status_code, 0, size
+        if "if-none-match" in asked:  # §13.1.2: compared weakly, and If-Modified-Since is ignored
+            known = [tag.strip().removeprefix("W/") for tag in asked["if-none-match"].split(",")]
+            if etag in known or "*" in known:
+                return 304, 0, 0
+        elif asked.get("if-modified-since") == modified:  # §13.1.3 would take later dates too; browsers repeat ours
             return 304, 0, 0
-        # §14.2: Range is for GET. §13.1.5: If-Range compares strongly, and a date only when it is the very same.
-        if scope["method"] != "GET" or asked.get("if-range", self.headers["etag"]) not in (
-            self.headers["etag"],
-            self.headers["last-modified"],
-        ):
-            return whole
-        return _one_range(asked.get("range", ""), size) or whole
-
-    def _client_has_it(self, asked: Headers) -> bool:
-        if "if-none-match" in asked:  # §13.1.2: compared weakly; If-Modified-Since is then ignored
-            known = [
-                tag.strip().removeprefix("W/") for tag in ",".join(asked.getlist("if-none-match")).split(",")
-            ]
-            return "*" in known or self.headers["etag"].removeprefix("W/") in known
-        try:
-            since = parsedate_to_datetime(asked["if-modified-since"])
-            return parsedate_to_datetime(self.headers["last-modified"]) <= since
-        except (KeyError, ValueError, TypeError):  # absent, or §13.1.3: not a date, so to be ignored
-            return False
-
-
-def _one_range(text: str, size: int) -> tuple[int, int, int] | None:
-    """The bytes that one ``Range: bytes=...`` asks for; None when it is to be ignored (RFC 9110 §14.1.2, §14.2)."""
-    asked = fullmatch(r"bytes=\s*([0-9]{0,18})-([0-9]{0,18})\s*", text)
-    if asked is None or asked[0].strip().endswith("=-"):
-        return None
-    first, last = asked[1], asked[2]
-    if not first:
-        start, stop = max(0, size - int(last)), size
-    else:
-        start, stop = int(first), min(size, int(last) + 1 if last else size)
-        if last and int(last) < int(first):
-            return None
-    return (206, start, stop) if start < stop else (416, 0, 0)
+        found = fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", asked.get("range", ""))
+        # §14.2: Range is for GET, and may be ignored. §13.1.5: If-Range is compared strongly.
+        if method != "GET" or found is None or asked.get("if-range", etag) not in {etag, modified}:
+            return 200, 0, size
+        first, last = found.groups()
+        start = int(first) if first else max(0, size - int(last or 0))
+        stop = min(size, int(last) + 1) if first and last else size
+        if start >= stop:
+            self.headers["content-range"] = f"bytes */{size}"
+            return 416, 0, 0
+        self.headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
+        return 206, start, stop

@@ -15,7 +15,7 @@ slash is redirected with 307, as Starlette does.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -27,21 +27,22 @@ from minibg.web.response import RedirectResponse, Response
 
 #: ``{name}`` or ``{name:converter}``.
 PARAMETER = re.compile(r"{([a-zA-Z_]\w*)(?::(\w+))?}")
-#: What a converter matches and what it makes of it, as in Starlette.
+#: What a converter matches and what it makes of it, as in Starlette; an int has as many digits as Python reads.
 CONVERTERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "str": ("[^/]+", str),
-    "int": ("[0-9]+", int),
+    "int": ("[0-9]{1,4300}", int),
     "float": (r"[0-9]+(?:\.[0-9]+)?", float),
     "path": (".*", str),
     "uuid": ("[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}", UUID),
 }
+
+Converters = dict[str, Callable[[str], Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """One handler and how it answers."""
 
-    path: str
     name: str
     #: What runs: the handler, after its dependencies.
     plan: Plan
@@ -51,71 +52,50 @@ class Route:
     response_class: type[Response]
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """A path with parameters."""
-
-    regex: re.Pattern[str]
-    converters: dict[str, Callable[[str], Any]]
-    routes: dict[str, Route] = field(default_factory=dict)
-
-    def match(self, path: str) -> dict[str, Any] | None:
-        """The parameters of a path, converted, or None when it is another path."""
-        found = self.regex.fullmatch(path)
-        if found is None:
-            return None
-        try:
-            return {name: self.converters[name](text) for name, text in found.groupdict().items()}
-        except ValueError:  # an int of more digits than Python reads: no such path
-            return None
-
-
-def compile_path(path: str) -> Pattern:
+def compile_path(path: str) -> tuple[re.Pattern[str], Converters]:
     """The pattern of a path such as ``/files/{name:path}``. Raises ValueError for one that makes no sense."""
     if not path.startswith("/"):
         raise ValueError(f"a path begins with a slash: {path!r}")
-    regex, end, converters = "", 0, {}
-    for parameter in PARAMETER.finditer(path):
-        name, kind = parameter[1], parameter[2] or "str"
-        if kind not in CONVERTERS:
+    converters: Converters = {}
+    regex, *rest = map(re.escape, PARAMETER.split(path)[::3])
+    for (name, kind), literal in zip(PARAMETER.findall(path), rest, strict=True):
+        if (kind or "str") not in CONVERTERS:
             raise ValueError(f"{path!r} has an unknown converter {kind!r}; there are {', '.join(CONVERTERS)}")
         if name in converters:
             raise ValueError(f"{path!r} has two parameters named {name!r}")
-        expression, converters[name] = CONVERTERS[kind]
-        regex += f"{re.escape(path[end : parameter.start()])}(?P<{name}>{expression})"
-        end = parameter.end()
-    if "{" in path[end:] or "}" in PARAMETER.sub("", path):
+        expression, converters[name] = CONVERTERS[kind or "str"]
+        regex += f"(?P<{name}>{expression}){literal}"
+    if "{" in PARAMETER.sub("", path):
         raise ValueError(f"{path!r} has a brace that belongs to no parameter")
-    return Pattern(re.compile(regex + re.escape(path[end:]), re.DOTALL), converters)
+    return re.compile(regex, re.DOTALL), converters
 
 
 class Router:
     """Every route of an application."""
 
     def __init__(self) -> None:
-        self._literals: dict[str, dict[str, Route]] = {}
-        self._patterns: dict[str, Pattern] = {}
+        #: The routes of each path, by method.
+        self._routes: dict[str, dict[str, Route]] = {}
+        #: The paths with parameters.
+        self._patterns: dict[str, tuple[re.Pattern[str], Converters]] = {}
 
-    def add(self, pattern: Pattern, route: Route, methods: Iterable[str]) -> None:
-        """Answer these methods of the route's path. Raises ValueError when one of them is answered already."""
-        if pattern.converters:
-            routes = self._patterns.setdefault(route.path, pattern).routes
-        else:
-            routes = self._literals.setdefault(route.path, {})
-        for method in map(str.upper, methods):
-            if method in routes:
-                raise ValueError(f"{method} {route.path} has a handler already: {routes[method].name}")
-            routes[method] = route
+    def add(self, path: str, methods: Iterable[str], route: Route) -> None:
+        """Answer these methods of a path. Raises ValueError when the path makes no sense or is answered already."""
+        if "{" in path:
+            self._patterns[path] = compile_path(path)
+        routes = self._routes.setdefault(path, {})
+        for method in methods:
+            if method.upper() in routes:
+                raise ValueError(f"{method} {path} has a handler already: {routes[method].name}")
+            routes[method.upper()] = route
 
     def find(self, request: Request) -> tuple[Route, dict[str, Any]] | Response:
         """A request's route and its path's parameters, or a redirect to it. Raises HTTPException: 404 or 405."""
-        path: str = request.scope["path"]
         root: str = request.scope.get("root_path", "")
-        if root and path.startswith(root):  # ASGI http 2.5: path contains root_path
-            path = path[len(root) :]
-        method, allowed = request.method, set[str]()
+        path = request.scope["path"].removeprefix(root)  # ASGI http 2.5: path contains root_path
+        allowed = set[str]()
         for routes, parameters in self._matches(path):
-            route = routes.get(method) or (routes.get("GET") if method == "HEAD" else None)
+            route = routes.get(request.method) or (routes.get("GET") if request.method == "HEAD" else None)
             if route is not None:
                 return route, parameters
             allowed.update(routes, ["HEAD"] if "GET" in routes else [])
@@ -128,9 +108,10 @@ class Router:
         return RedirectResponse(request.url._replace(path=quote(root + other)))
 
     def _matches(self, path: str) -> Iterator[tuple[dict[str, Route], dict[str, Any]]]:
-        if path in self._literals:
-            yield self._literals[path], {}
-        for pattern in self._patterns.values():
-            parameters = pattern.match(path)
-            if parameters is not None:
-                yield pattern.routes, parameters
+        """The routes of a path, whatever their method: a literal path's first, then those of patterns in order."""
+        if path in self._routes and path not in self._patterns:
+            yield self._routes[path], {}
+        for pattern, (regex, converters) in self._patterns.items():
+            found = regex.fullmatch(path)
+            if found is not None:
+                yield self._routes[pattern], {name: convert(found[name]) for name, convert in converters.items()}

@@ -28,31 +28,40 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: What `next` gives for an iterator that has ended: a StopIteration cannot travel through a future.
+#: What `next` gives for an iterator that has ended: a StopIteration cannot pass through a future.
 END: Any = object()
 
 
 class Threads:
     """At most `limit` threads, started on demand. One per application."""
 
-    __slots__ = ("_calls", "_limit", "_started", "_unfinished")
-
     def __init__(self, limit: int = 40) -> None:
         self._limit = limit
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._started = 0
-        self._unfinished = 0
+        self._started = self._unfinished = 0
 
     async def run(self, func: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call `func` in a thread and wait for what it returns or raises."""
-        loop = asyncio.get_running_loop()
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
         outcome: asyncio.Future[T] = loop.create_future()
-        call = partial(contextvars.copy_context().run, func, *args, **kwargs)
+
+        def perform() -> None:
+            settle: Callable[[], object] = bool  # nothing, when it was cancelled before it began
+            try:
+                if not outcome.cancelled():
+                    settle = partial(outcome.set_result, context.run(func, *args, **kwargs))
+            except StopIteration:  # no future takes it
+                settle = partial(outcome.set_exception, RuntimeError("a function in a thread raised StopIteration"))
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the call gets it, whatever it is
+                settle = partial(outcome.set_exception, error)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._settle, outcome, settle)
+
         self._unfinished += 1
         if self._started < min(self._unfinished, self._limit):
             self._started += 1
             threading.Thread(target=self._work, name="minibg-handler", daemon=True).start()
-        self._calls.put(partial(self._perform, call, outcome, loop))
+        self._calls.put(perform)
         return await outcome
 
     async def iterate(self, iterable: Iterable[T]) -> AsyncGenerator[T, None]:
@@ -77,33 +86,11 @@ class Threads:
         self._started = 0
 
     def _work(self) -> None:
-        while self._take_one():
-            pass
+        while (perform := self._calls.get()) is not None:
+            perform()
+            del perform  # a thread that waits keeps nothing of its last call alive
 
-    def _take_one(self) -> bool:
-        """A function of its own, so that a waiting thread keeps nothing of its last call alive."""
-        call = self._calls.get()
-        if call is not None:
-            call()
-        return call is not None
-
-    def _perform(
-        self, call: Callable[[], T], outcome: asyncio.Future[T], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        settle: Callable[[], None] = bool
-        if not outcome.cancelled():
-            try:
-                settle = partial(outcome.set_result, call())
-            except StopIteration as stop:  # a future refuses it; a coroutine would turn it into this as well
-                error = RuntimeError("a function in a thread raised StopIteration")
-                error.__cause__ = stop
-                settle = partial(outcome.set_exception, error)
-            except BaseException as error:  # noqa: BLE001 - whoever waits for the call gets it, whatever it is
-                settle = partial(outcome.set_exception, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(self._settle, outcome, settle)
-
-    def _settle(self, outcome: asyncio.Future[T], settle: Callable[[], None]) -> None:
+    def _settle(self, outcome: asyncio.Future[T], settle: Callable[[], object]) -> None:
         self._unfinished -= 1
         if not outcome.done():
             settle()
