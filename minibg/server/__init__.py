@@ -1,6 +1,6 @@
 """An ASGI server on h11 and asyncio. Tasks do not exist here: it imports nothing of minibg but `minibg.asgi`.
 
-The files in reading order: `limits`, `server` (start and stop), `listen`, `lifespan`, `service` (what connections share),
+The files in reading order: `limits`, `server` (start and stop), `listen`, `lifespan`,
 `protocol` (one client), `head` and `body` (bytes to a request), `cycle` (one request), `writer` (a response to bytes),
 `forwarded` and `access`.
 """

@@ -31,15 +31,8 @@ def escaped(line: bytes) -> str:
 
 def log(client: tuple[str, int] | None, request: bytes, status: int, size: int, seconds: float) -> None:
     """Write the line of one response."""
-    if not logger.isEnabledFor(logging.INFO):
-        return
-    parts = {
-        "client": f"{client[0]}:{client[1]}" if client else "-",
-        "request": escaped(request),
-        "status": status,
-        "bytes": size,
-        "seconds": round(seconds, 6),
-    }
+    name = f"{client[0]}:{client[1]}" if client else "-"
+    parts = dict(zip(PARTS, (name, escaped(request), status, size, round(seconds, 6)), strict=True))
     logger.info('%(client)s "%(request)s" %(status)d %(bytes)d %(seconds).3f', parts, extra=parts)
 
 
@@ -47,13 +40,11 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line, for access lines and all other records."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname,
-            "logger": record.name,
-        }
+        """The record as JSON."""
+        time = self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
+        line: dict[str, object] = {"time": time, "level": record.levelname, "logger": record.name}
         if record.name == logger.name:
-            line |= {part: getattr(record, part) for part in PARTS if hasattr(record, part)}
+            line |= {part: getattr(record, part) for part in PARTS}
         else:
             line["message"] = record.getMessage()
         if record.exc_info:

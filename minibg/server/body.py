@@ -30,119 +30,86 @@ from minibg.server.limits import Limits
 
 #: Bytes of a size line: 16 digits, CRLF, and an extension or two that somebody's client adds.
 _LINE_LIMIT = 256
+#: The lines of RFC 9112 §7.1: a chunk's size, the end of its data, a trailer field or the blank line after the last.
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_END = re.compile(rb"\r\n")
 _TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)?\r\n")
 
 
 class LengthBody:
     """A body of as many bytes as Content-Length says."""
 
-    __slots__ = ("complete", "left", "rest")
+    complete = False
+    rest = b""
 
     def __init__(self, length: int) -> None:
+        #: Bytes that are still to come.
         self.left = length
-        self.complete = length == 0
-        self.rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        if len(data) < self.left:
-            self.left -= len(data)
-            return data
+        """What of the data is body."""
         body, self.rest = data[: self.left], data[self.left :]
-        self.left, self.complete = 0, True
+        self.left -= len(body)
+        self.complete = not self.left
         return body
 
 
 class ChunkedBody:
-    """A body in chunks (RFC 9112 §7.1)."""
+    """A body in chunks."""
 
-    __slots__ = ("_chunk", "_limits", "_line", "_size", "_trailers", "complete", "rest")
+    complete = False
+    rest = b""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        #: The beginning of a line that has not ended yet.
+        #: Bytes of the current chunk that are still to come.
+        self.left = 0
+        self._size = self._trailers = 0
+        #: What the next line has to be, and the beginning of it.
+        self._expected = _SIZE
         self._line = b""
-        #: Bytes left of the current chunk with its CRLF; 0 while a line is read.
-        self._chunk = 0
-        #: Bytes of the body announced so far.
-        self._size = 0
-        #: Bytes of trailers so far; None before the last chunk.
-        self._trailers: int | None = None
-        self.complete = False
-        self.rest = b""
-
-    @property
-    def left(self) -> int:
-        """At least this many bytes come: what is announced."""
-        return self._chunk
 
     def feed(self, data: bytes) -> bytes:
-        """Raises `Refused`."""
-        pieces: list[bytes] = []
-        at = 0
-        while at < len(data) and not self.complete:
-            if self._chunk:
-                at = self._read_chunk(data, at, pieces)
-            else:
-                at = self._read_line(data, at)
+        """What of the data is body. Raises `Refused`."""
+        data, self._line = self._line + data, b""
+        at, pieces = 0, []
+        while not self.complete:
+            if self.left:
+                pieces.append(data[at : at + self.left])
+                at += len(pieces[-1])
+                self.left -= len(pieces[-1])
+            end = data.find(b"\n", at) + 1
+            self._check_length((end or len(data)) - at)
+            if self.left or not end:
+                self._line = data[at:]
+                break
+            self._read_line(data[at:end])
+            at = end
         self.rest = data[at:]
         return b"".join(pieces)
 
-    def _read_chunk(self, data: bytes, at: int, pieces: list[bytes]) -> int:
-        """Take what is there of the chunk's data, then of its CRLF."""
-        end = at + self._chunk
-        if self._chunk > 2:
-            pieces.append(data[at : end - 2])
-        ending = data[max(at, end - 2) : end]
-        if ending != b"\r\n"[max(at - (end - 2), 0) :][: len(ending)]:
-            raise Refused(BAD, "chunk does not end with CRLF")
-        self._chunk -= min(len(data), end) - at
-        return min(len(data), end)
+    def _check_length(self, length: int) -> None:
+        if self._expected is _TRAILER:
+            if self._trailers + length > self._limits.max_header_bytes:
+                raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "trailer section too large")
+        elif length > _LINE_LIMIT:
+            raise Refused(BAD, "chunk size line too long")
 
-    def _read_line(self, data: bytes, at: int) -> int:
-        end = data.find(b"\n", at) + 1
-        self._line += data[at : end or len(data)]
-        if len(self._line) > (_LINE_LIMIT if self._trailers is None else self._limits.max_header_bytes):
-            raise self._too_long()
-        if not end:
-            return len(data)
-        line, self._line = self._line, b""
-        if self._trailers is None:
-            self._start_chunk(line)
-        else:
-            self._read_trailer(line, self._trailers + len(line))
-        return end
-
-    def _too_long(self) -> Refused:
-        if self._trailers is None:
-            return Refused(BAD, "chunk size line too long")
-        return Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "trailer section too large")
-
-    def _start_chunk(self, line: bytes) -> None:
-        match = _SIZE.fullmatch(line)
+    def _read_line(self, line: bytes) -> None:
+        match = self._expected.fullmatch(line)
         if match is None:
-            raise Refused(BAD, "not a chunk size line")
-        size = int(match[1], 16)
-        self._size += size
-        if self._size > self._limits.max_body:
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "chunked body too large")
-        if size:
-            self._chunk = size + 2
+            raise Refused(BAD, "not a chunked body")
+        if self._expected is _SIZE:
+            self.left = int(match[1], 16)
+            self._size += self.left
+            self._expected = _END if self.left else _TRAILER
+            if self._size > self._limits.max_body:
+                raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "chunked body too large")
+        elif self._expected is _END:
+            self._expected = _SIZE
         else:
-            self._trailers = 0
-
-    def _read_trailer(self, line: bytes, size: int) -> None:
-        if _TRAILER.fullmatch(line) is None:
-            raise Refused(BAD, "not a trailer field")
-        if size > self._limits.max_header_bytes:
-            raise self._too_long()
-        self._trailers = size
-        self.complete = line == b"\r\n"
+            self._trailers += len(line)
+            self.complete = line == b"\r\n"
 
 
 Body = LengthBody | ChunkedBody
-
-
-def body_of(length: int | None, limits: Limits) -> Body:
-    """The reader for a request with this Content-Length; None means chunks."""
-    return ChunkedBody(limits) if length is None else LengthBody(length)

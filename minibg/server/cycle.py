@@ -27,14 +27,13 @@ and the kernel takes the response at once. What waits makes its event then.
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from enum import Enum
+from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from minibg.asgi import ClientDisconnected, Message
 from minibg.server.head import Request
-from minibg.server.writer import Framing, chunk, response_head
+from minibg.server.writer import Fields, Framing, chunk, response_head
 
 if TYPE_CHECKING:
     from minibg.server.protocol import Connection
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("minibg.server")
 
 
-class Stage(Enum):
+class Stage(StrEnum):
     """How far the response is."""
 
     #: Nothing has come from the application.
@@ -59,64 +58,33 @@ class Stage(Enum):
     GONE = "gone"
 
 
-class Step(Enum):
-    """What moves a response on."""
-
-    START = "http.response.start"
-    MORE = "http.response.body with more_body"
-    LAST = "the last http.response.body"
-    TAKEN = "taken by the kernel"
-    LOST = "connection lost"
-
-
-TRANSITIONS: dict[Stage, dict[Step, Stage]] = {
-    Stage.WAITING: {Step.START: Stage.STARTED, Step.LOST: Stage.GONE},
-    Stage.STARTED: {Step.MORE: Stage.STREAMING, Step.LAST: Stage.ENDING, Step.LOST: Stage.GONE},
-    Stage.STREAMING: {Step.MORE: Stage.STREAMING, Step.LAST: Stage.ENDING, Step.LOST: Stage.GONE},
-    Stage.ENDING: {Step.TAKEN: Stage.SENT, Step.LOST: Stage.GONE},
-    Stage.SENT: {Step.LOST: Stage.SENT},
-    Stage.GONE: {Step.LOST: Stage.GONE},
+TRANSITIONS: dict[Stage, frozenset[Stage]] = {
+    Stage.WAITING: frozenset((Stage.STARTED, Stage.GONE)),
+    Stage.STARTED: frozenset((Stage.STREAMING, Stage.ENDING, Stage.GONE)),
+    Stage.STREAMING: frozenset((Stage.STREAMING, Stage.ENDING, Stage.GONE)),
+    Stage.ENDING: frozenset((Stage.SENT, Stage.GONE)),
+    Stage.SENT: frozenset(),
+    Stage.GONE: frozenset(),
 }
+#: Nothing has been written: the server may still answer by itself.
+UNANSWERED = (Stage.WAITING, Stage.STARTED)
+#: Nothing will be written any more.
+OVER = (Stage.SENT, Stage.GONE)
 
 
 class Cycle:
     """One request and its response."""
 
-    __slots__ = (
-        "_arrived",
-        "_complete",
-        "_connection",
-        "_delivered",
-        "_framing",
-        "_headers",
-        "_left",
-        "_news",
-        "close",
-        "continue_due",
-        "request",
-        "scope",
-        "size",
-        "stage",
-        "started_at",
-        "status",
-        "task",
-    )
-
     task: asyncio.Task[None]
 
     def __init__(
-        self,
-        connection: "Connection",
-        request: Request,
-        scope: dict[str, Any],
-        arrived: bytes,
-        *,
-        complete: bool,
+        self, connection: "Connection", request: Request, scope: dict[str, Any], arrived: bytes, *, complete: bool
     ) -> None:
         self._connection = connection
         self.request = request
         self.scope = scope
         self.stage = Stage.WAITING
+        #: What the access log says if the response never begins, as nginx does.
         self.status = 499
         #: Bytes of the response written so far, its head included.
         self.size = 0
@@ -124,95 +92,90 @@ class Cycle:
         self.close = False
         #: 100 Continue is still owed.
         self.continue_due = request.expects_continue and not arrived and not complete
+        #: The part of the body that waits for the application, and whether it is the last, and was taken.
         self._arrived: bytes | bytearray = arrived
         self._complete = complete
         self._delivered = False
-        self._framing = Framing.NONE
-        self._headers: Iterable[Iterable[bytes]] = ()
-        self._left = 0
+        self._framing, self._left = Framing.NONE, 0
+        self._headers: Fields = ()
         self._news: asyncio.Event | None = None
-        self.started_at = connection.service.loop.time() if connection.service.access_log else 0.0
+        self.started_at = connection.server.loop.time()
 
     async def run(self) -> None:
         """Call the application and answer for what it leaves undone."""
         error: BaseException | None = None
+        server = self._connection.server
         try:
-            await self._connection.service.app(self.scope, self.receive, self.send)
+            await server.app(self.scope, self.receive, self.send)
         except (GeneratorExit, KeyboardInterrupt):  # not the application's: the loop is going down
             raise
-        except BaseException as raised:  # noqa: BLE001 - an application may not take the server with it, not by SystemExit either
+        except BaseException as raised:  # noqa: BLE001 - an application may not take the server with it, by SystemExit neither
             error = raised
-        self._returned(error)
-        service = self._connection.service
-        service.cycles.discard(self.task)
-        service.left()
+        if error is not None or self.stage is not Stage.SENT:
+            self._returned(error)
+        server.requests.discard(self.task)
+        server.left()
 
     def _returned(self, error: BaseException | None) -> None:
         """Close what the application has left open, and log once."""
         stage = self.stage
-        if stage in (Stage.WAITING, Stage.STARTED):
+        if stage in UNANSWERED:
             self._connection.fail(HTTPStatus.INTERNAL_SERVER_ERROR)
         elif stage is Stage.STREAMING:
             self._connection.cut()
-        if isinstance(error, ClientDisconnected):
-            return
-        if isinstance(error, asyncio.CancelledError) and self._connection.service.stopping.is_set():
-            return  # the stop has a line of its own
         line = f"{self.scope['method']} {self.scope['path']!r}"
+        if isinstance(error, ClientDisconnected) or (
+            isinstance(error, asyncio.CancelledError) and self._connection.server.stopping.is_set()
+        ):
+            return  # neither is a fault, and the stop has a line of its own
         if error is not None:
-            where = "after its response" if stage in (Stage.ENDING, Stage.SENT) else f"while {stage.value}"
+            where = f"while its response was {stage}"
             logger.error("%s: the application failed %s", line, where, exc_info=error)
-        elif stage in (Stage.WAITING, Stage.STARTED, Stage.STREAMING):
-            logger.error("%s: the application returned without a complete response (%s)", line, stage.value)
+        elif stage in (*UNANSWERED, Stage.STREAMING):
+            logger.error("%s: the application returned while its response was %s", line, stage)
+
+    def move(self, stage: Stage) -> None:
+        """The one place where the stage changes. Raises RuntimeError for what the table does not have."""
+        if stage not in TRANSITIONS[self.stage]:
+            raise RuntimeError(f"a response that is {self.stage} cannot become {stage}")
+        self.stage = stage
+        self.wake()
+
+    async def changed(self) -> None:
+        """Wait until the stage changes, more of the body arrives, or the kernel has taken what was written."""
+        self._news = self._news or asyncio.Event()
+        await self._news.wait()
+
+    def wake(self) -> None:
+        """Something has changed."""
+        if self._news is not None:
+            self._news.set()
+            self._news = None
 
     # --- receive ---
 
     async def receive(self) -> Message:
         """The next piece of the body, then "http.disconnect" (ASGI http, "Request" and "Disconnect")."""
-        while self.stage not in (Stage.SENT, Stage.GONE):
+        while self.stage not in OVER:
             if not self._delivered and (self._arrived or self._complete):
-                return self._take()
+                body, self._arrived = bytes(self._arrived), b""
+                self._delivered = self._complete
+                self._connection.body_taken()
+                return {"type": "http.request", "body": body, "more_body": not self._complete}
             self._connection.wants_body()
-            self._news = self._news or asyncio.Event()
-            await self._news.wait()
+            await self.changed()
         return {"type": "http.disconnect"}
 
-    def _take(self) -> Message:
-        body, self._arrived = bytes(self._arrived), b""
-        self._delivered = self._complete
-        self._connection.body_taken()
-        return {"type": "http.request", "body": body, "more_body": not self._complete}
-
-    @property
-    def untaken(self) -> int:
-        """Bytes of the body that wait for the application."""
-        return len(self._arrived)
-
-    def feed(self, data: bytes, *, complete: bool) -> None:
-        """More of the body has arrived."""
-        if self.stage not in (Stage.SENT, Stage.GONE):
+    def feed(self, data: bytes, *, complete: bool) -> int:
+        """More of the body has arrived. The bytes that wait for the application."""
+        if self.stage not in OVER:
             if not isinstance(self._arrived, bytearray):
                 self._arrived = bytearray(self._arrived)
             self._arrived += data
         self._complete = complete
         self.continue_due = False  # the client did not wait
-        self._wake()
-
-    def move(self, step: Step) -> None:
-        """The one place where the stage changes. Raises RuntimeError for what the table does not have."""
-        try:
-            self.stage = TRANSITIONS[self.stage][step]
-        except KeyError:
-            raise RuntimeError(
-                f"{step.value} is not allowed while the response is {self.stage.value}"
-            ) from None
-        if self._news is not None:
-            self._wake()
-
-    def _wake(self) -> None:
-        news, self._news = self._news, None
-        if news is not None:
-            news.set()
+        self.wake()
+        return len(self._arrived)
 
     # --- send ---
 
@@ -224,13 +187,14 @@ class Cycle:
         if before is Stage.GONE:
             raise ClientDisconnected("the client has gone")
         data = self._encode(message)
+        connection = self._connection
         if data:
             self.size += len(data)
-            self._connection.write(data)
-        if self.stage is Stage.ENDING:
-            self._connection.response_written()
-        while self._connection.paused and self.stage is not Stage.SENT:
-            await self._connection.drained()
+            connection.write(data)
+        if self.stage is Stage.ENDING and not connection.paused:
+            connection.response_taken(self)
+        while connection.paused and self.stage not in OVER:
+            await self.changed()
         if self.stage is Stage.GONE:
             raise ClientDisconnected("the client has gone")
 
@@ -239,52 +203,37 @@ class Cycle:
         kind = message["type"]
         if kind == "http.response.body":
             body = message.get("body", b"")
-            if type(body) is not bytes:
-                body = _as_bytes(body)
+            if not isinstance(body, bytes):
+                raise TypeError(f"a body is bytes, not {type(body).__name__}")
             more = message.get("more_body", False)
             head = self._open(None if more else len(body)) if self.stage is Stage.STARTED else b""
             framed = self._frame(body, more=more)
-            self.move(Step.MORE if more else Step.LAST)
+            self.move(Stage.STREAMING if more else Stage.ENDING)
             return head + framed
         if kind != "http.response.start":
             raise ValueError(f"not a message of an HTTP response: {kind!r}")
         status = message["status"]
         if not isinstance(status, int) or not 200 <= status <= 999:
             raise ValueError(f"not the status of a final response: {status!r}")
-        self.move(Step.START)
+        self.move(Stage.STARTED)
         self.status, self._headers = int(status), message.get("headers", ())
         return b""
 
     def _open(self, whole: int | None) -> bytes:
-        request, connection = self.request, self._connection
-        head = response_head(
-            self.status,
-            self._headers,
-            method=request.method,
-            http10=request.http10,
-            whole=whole,
-            close=connection.must_close(),
-            date=connection.service.date,
-        )
+        """The head, and how the body is framed."""
+        close, date = self._connection.must_close(self), self._connection.server.date
+        head = response_head(self.request, self.status, self._headers, whole, close=close, date=date)
         self._framing, self._left, self.close = head.framing, head.length, head.close
-        if head.framing is Framing.LENGTH and whole is not None and whole != head.length:
-            raise ValueError(f"Content-Length is {head.length}, but the body has {whole} bytes")
         return head.data
 
     def _frame(self, body: bytes, *, more: bool) -> bytes:
+        """The bytes of a piece of the body on the wire."""
         framing = self._framing
         if framing is Framing.LENGTH:
-            self._left -= len(body)
-            if self._left < 0 or (self._left and not more):
-                fault = "more" if self._left < 0 else "less"
-                raise ValueError(f"the body has {fault} bytes than its Content-Length says")
+            left = self._left = self._left - len(body)
+            if left < 0 or (left and not more):
+                raise ValueError(f"the body has {'more' if left < 0 else 'less'} bytes than its Content-Length")
             return body
         if framing is Framing.CHUNKED:
             return chunk(body, last=not more)
         return b"" if framing is Framing.NONE else body
-
-
-def _as_bytes(body: object) -> bytes:
-    if not isinstance(body, bytearray | memoryview):
-        raise TypeError(f"a body is bytes, not {type(body).__name__}")
-    return bytes(body)

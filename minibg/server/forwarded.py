@@ -12,8 +12,7 @@ Rejected: rewriting Host from X-Forwarded-Host. Frameworks do that where they ne
 """
 
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-
-Headers = list[tuple[bytes, bytes]]
+from typing import Any
 
 
 class Trust:
@@ -35,22 +34,16 @@ class Trust:
             return self.everybody
         return self.everybody or any(parsed in network for network in self.networks)
 
-    def client_of(self, headers: Headers, peer: tuple[str, int] | None) -> tuple[str, int] | None:
-        """The client's address as the trusted proxies tell it."""
-        if (peer[0] if peer else "") not in self:
-            return peer
-        told = [value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"]
-        hops = [hop.strip() for hop in ",".join(told).split(",") if hop.strip()]
-        if not hops:
-            return peer
-        strangers = [hop for hop in hops if self.everybody or hop not in self]
-        # With "*" every hop is trusted, so the first one is the client.
-        return (strangers[0] if self.everybody else strangers[-1] if strangers else hops[0], 0)
-
-    def scheme_of(self, headers: Headers, peer: tuple[str, int] | None, scheme: str) -> str:
-        """What the client spoke to the proxy: "http" or "https"."""
-        if (peer[0] if peer else "") in self:
-            for name, value in headers:
-                if name == b"x-forwarded-proto" and value.lower() in (b"http", b"https"):
-                    return value.lower().decode()
-        return scheme
+    def client_and_scheme(self, scope: dict[str, Any]) -> tuple[tuple[str, int] | None, str]:
+        """The client's address and what it spoke, "http" or "https", as the trusted proxies tell it."""
+        client, scheme = scope["client"], scope["scheme"]
+        if (client[0] if client else "") not in self:
+            return client, scheme
+        told = [(name, value.decode("latin-1")) for name, value in scope["headers"] if name.startswith(b"x-forwarded-")]
+        hops = [hop.strip() for name, value in told if name == b"x-forwarded-for" for hop in value.split(",")]
+        # The rightmost stranger; without one the leftmost hop, as with "*", where nobody is a stranger.
+        strangers = [hop for hop in hops if hop not in self]
+        if hops:
+            client = ((strangers or hops[:1])[-1], 0)
+        schemes = [value for name, value in told if name == b"x-forwarded-proto" and value in ("http", "https")]
+        return client, (schemes or [scheme])[-1]

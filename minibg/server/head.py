@@ -44,7 +44,7 @@ from minibg.server.limits import Limits
 Headers = list[tuple[bytes, bytes]]
 
 
-class Refused(Exception):  # noqa: N818 - it is an outcome with an answer of its own, not a failure of the server
+class Refused(Exception):
     """The request is answered by the server itself, and the connection ends."""
 
     def __init__(self, status: HTTPStatus, why: str, headers: Headers | None = None) -> None:
@@ -123,49 +123,42 @@ def read_head(head: bytes, limits: Limits) -> Request:
 
 
 def _checked(event: h11.Request, limits: Limits) -> Request:
-    headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
     version = event.http_version
     if version[:1] != b"1":
         raise Refused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "another major version")
     if len(event.target) > limits.max_target:
         raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, "target too long")
-    http10 = version == b"1.0"
-    host, length, chunked, keep_alive, expects = None, 0, False, not http10, False
-    for name, value in headers:
-        if name in _OWN:
-            if name == b"host":
-                host = value
-            elif name == b"content-length":
-                length = int(value.partition(b",")[0])
-            elif name == b"transfer-encoding":
-                chunked = True
-            elif name == b"connection":
-                keep_alive = keep_alive and b"close" not in _members(value)
-            else:
-                expects = _expectation(value, http10)
-    if host is None:
-        if not http10:
-            raise Refused(BAD, "no Host")
-    elif _HOST.fullmatch(host) is None:
-        raise Refused(BAD, "invalid Host")
-    if chunked and (http10 or length or any(name == b"content-length" for name, _ in headers)):
-        raise Refused(BAD, "Transfer-Encoding with Content-Length, or in HTTP/1.0")
-    if length > limits.max_body:
-        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "declared body too large")
     _check_target(event.method, event.target)
-    return Request(
-        event.method, event.target, headers, http10, None if chunked else length, keep_alive, expects
-    )
+    http10 = version == b"1.0"
+    headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
+    # The last field of each name, and h11 has seen to it that there is one Host, one length and one coding.
+    own = {name: value for name, value in headers if name in _OWN}
+    host = own.get(b"host")
+    if _HOST.fullmatch(host or b"") is None or (host is None and not http10):
+        raise Refused(BAD, "no Host, or an invalid one")
+    if len(own) == (host is not None):  # the usual request: nothing else
+        return Request(event.method, event.target, headers, http10, 0, not http10, expects_continue=False)
+    length = _body_length(own, http10=http10)
+    if length is not None and length > limits.max_body:
+        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "declared body too large")
+    if own.get(b"expect", b"100-continue").lower() != b"100-continue":
+        raise Refused(HTTPStatus.EXPECTATION_FAILED, "unknown expectation")
+    expects = b"expect" in own and not http10  # RFC 9110 §10.1.1: MUST ignore it in HTTP/1.0
+    close = any(name == b"connection" and b"close" in _members(value) for name, value in headers)
+    return Request(event.method, event.target, headers, http10, length, not (http10 or close), expects)
+
+
+def _body_length(own: dict[bytes, bytes], *, http10: bool) -> int | None:
+    """RFC 9112 §6.3; None means chunks."""
+    if b"transfer-encoding" not in own:
+        return int(own.get(b"content-length", b"0"))
+    if b"content-length" in own or http10:
+        raise Refused(BAD, "Transfer-Encoding with Content-Length, or in HTTP/1.0")
+    return None
 
 
 def _members(value: bytes) -> list[bytes]:
     return [member.strip() for member in value.lower().split(b",")]
-
-
-def _expectation(value: bytes, http10: bool) -> bool:
-    if value.lower() != b"100-continue":
-        raise Refused(HTTPStatus.EXPECTATION_FAILED, "unknown expectation")
-    return not http10  # RFC 9110 §10.1.1: an HTTP/1.0 expectation MUST be ignored
 
 
 def _check_target(method: bytes, target: bytes) -> None:
@@ -181,13 +174,16 @@ def _check_target(method: bytes, target: bytes) -> None:
         raise Refused(BAD, "neither a path nor an absolute URI")
 
 
-def scope_of(request: Request, constant: dict[str, Any], root_path: str) -> dict[str, Any]:
-    """The ASGI scope of a request (ASGI http 2.5, "HTTP Connection Scope"); ``constant`` is the connection's part."""
+def scope_of(request: Request, constant: dict[str, Any]) -> dict[str, Any]:
+    """The ASGI scope of a request (ASGI http 2.5, "HTTP Connection Scope"); ``constant`` is the connection's part.
+
+    The root path comes before the path, as if the proxy that has mounted us there had not cut it off.
+    """
     target, headers = request.target, request.headers
     if target[:1] != b"/" and target != b"*":
         target, headers = _absolute(target, headers)
     raw_path, _, query = target.partition(b"?")
-    path = raw_path.decode("ascii")
+    path, root_path = raw_path.decode("ascii"), constant["root_path"]
     return {
         **constant,
         "http_version": "1.0" if request.http10 else "1.1",
@@ -195,7 +191,6 @@ def scope_of(request: Request, constant: dict[str, Any], root_path: str) -> dict
         "path": root_path + (unquote(path) if "%" in path else path),
         "raw_path": root_path.encode() + raw_path if root_path else raw_path,
         "query_string": query,
-        "root_path": root_path,
         "headers": headers,
     }
 

@@ -19,7 +19,6 @@ import logging
 from typing import Any
 
 from minibg.asgi import ASGIApp, Message
-from minibg.server.service import Service
 
 logger = logging.getLogger("minibg.server")
 
@@ -34,9 +33,9 @@ class StartupFailed(RuntimeError):
 class Lifespan:
     """One conversation; each method is called once."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, state: dict[str, Any]) -> None:
         self._app = app
-        self._service = service
+        self._state = state
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         #: Set when the application has answered what it was told last, or has ended.
         self.answered = asyncio.Event()
@@ -45,25 +44,21 @@ class Lifespan:
 
     async def startup(self) -> None:
         """Tell the application to start, and wait until it has. Raises StartupFailed."""
-        service = self._service
-        self._task = service.loop.create_task(self._run(), context=service.context.copy())
+        self._task = asyncio.create_task(self._run())
         self._inbox.put_nowait({"type": "lifespan.startup"})
         try:
             await self.answered.wait()
-        except asyncio.CancelledError:
+            if self._answer.get("type") == "lifespan.startup.failed":
+                raise StartupFailed(self._answer.get("message") or "the application did not say why")
+        except BaseException:
             await self.give_up()
             raise
-        if self._answer.get("type") == "lifespan.startup.failed":
-            await self.give_up()
-            raise StartupFailed(str(self._answer.get("message", "")) or "the application did not say why")
 
     def shutdown(self) -> None:
         """Tell the application to end; `answered` is set when it has."""
-        if self._task is None or self._task.done():
-            self.answered.set()
-            return
-        self.answered.clear()
-        self._inbox.put_nowait({"type": "lifespan.shutdown"})
+        if self._task is not None and not self._task.done():
+            self.answered.clear()
+            self._inbox.put_nowait({"type": "lifespan.shutdown"})
 
     async def give_up(self) -> None:
         """Cancel the application if it is still there, and wait for its end, but not for ever."""
@@ -74,24 +69,20 @@ class Lifespan:
                 logger.error("the lifespan of the application does not end when cancelled; it is left behind")
 
     async def _run(self) -> None:
-        scope: dict[str, Any] = {
-            "type": "lifespan",
-            "asgi": {"version": "3.0", "spec_version": "2.0"},
-            "state": self._service.state,
-        }
+        asgi = {"version": "3.0", "spec_version": "2.0"}
+        scope = {"type": "lifespan", "asgi": asgi, "state": self._state}
         try:
             await self._app(scope, self._inbox.get, self._send)
-        except Exception as error:  # noqa: BLE001 - the specification: the server must continue
+        except Exception as error:
             if self._answer:
-                logger.error("the lifespan of the application failed", exc_info=error)
+                logger.exception("the lifespan of the application failed")
             else:
                 logger.info("the application does not speak lifespan: %r", error)
         finally:
             self.answered.set()
 
     async def _send(self, message: Message) -> None:
-        kind = message["type"]
-        expected = "shutdown" if self._answer else "startup"
+        kind, expected = message["type"], "shutdown" if self._answer else "startup"
         if kind not in (f"lifespan.{expected}.complete", f"lifespan.{expected}.failed"):
             raise RuntimeError(f"{kind!r} is not an answer to lifespan.{expected}")
         self._answer = message

@@ -12,7 +12,7 @@ Rules of this file:
   sends one byte a second holds its connection for ever. Where a transfer may honestly take long (bodies, both ways) the
   deadline is renewed by *progress*: `PROGRESS` bytes.
 - Limits do not depend on how the bytes are cut into packets.
-- Deadlines are looked at once a tick (`minibg.server.service.Service`), so they are never early and at most two ticks late.
+- Deadlines are looked at once a tick (`minibg.server.server`), so they are never early and at most two ticks late.
 
 What is exceeded and what the client sees: 408 for a late head or body, 413, 414, 431, 503 with Retry-After; a response
 that is not taken in time is cut.

@@ -5,7 +5,7 @@ mean depends on the phase::
 
     IDLE --> HEAD --> BODY --> RESPONSE --> IDLE ...      one request after the other
       \        \        \---> DISCARD ---/                 the response was there before the end of the request
-       `--------`--------`---------`------> CLOSING -> CLOSED
+       `--------`--------`---------`------> CLOSING
 
 The rules of the file:
 
@@ -23,7 +23,7 @@ The rules of the file:
   on its way (RFC 9112 §9.6).
 - *A response that cannot be finished is cut by a reset.* An orderly end would be the lie that a body ended by the close of
   the connection is whole.
-- *Deadlines* are two numbers, for reading and for writing, compared once a tick (`minibg.server.service`).
+- *Deadlines* are two numbers, for reading and for writing, compared once a tick (`minibg.server.server`).
 
 TLS has its own buffers below the ones a protocol can see: there "taken" means encrypted and given to the transport under
 it, which holds at most 64 KiB; and a TLS client cannot half-close, as neither can asyncio's TLS.
@@ -33,20 +33,23 @@ Rejected: asyncio streams. They cost half the throughput of a protocol on the sa
 
 import asyncio
 import logging
+import select
 import socket
 import struct
 from enum import Enum
 from http import HTTPStatus
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minibg.server import access
-from minibg.server.body import Body, body_of
-from minibg.server.cycle import Cycle, Stage, Step
-from minibg.server.head import Refused, check_beginning, read_head, scope_of
+from minibg.server.body import Body, ChunkedBody, LengthBody
+from minibg.server.cycle import UNANSWERED, Cycle, Stage
+from minibg.server.head import BAD, Refused, check_beginning, read_head, scope_of
 from minibg.server.limits import PROGRESS
-from minibg.server.service import Service
-from minibg.server.writer import CONTINUE, plain_response
+from minibg.server.writer import CONTINUE, UNREAD, plain_response
+
+if TYPE_CHECKING:
+    from minibg.server.server import Server
 
 logger = logging.getLogger("minibg.server")
 
@@ -73,10 +76,12 @@ class Phase(Enum):
     RESPONSE = "response"
     #: The response has left; the rest of the request body is thrown away.
     DISCARD = "discard"
-    #: Everything is said; what comes is thrown away.
+    #: Everything is said; what comes is thrown away. The end of it is the end of the connection.
     CLOSING = "closing"
-    #: There is no connection.
-    CLOSED = "closed"
+
+
+#: The phases without a request.
+_UNBEGUN = (Phase.IDLE, Phase.HEAD)
 
 
 class Connection(asyncio.Protocol):
@@ -84,61 +89,58 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    def __init__(self, server: "Server") -> None:
+        self.server = server
         self.phase = Phase.IDLE
         #: The kernel has not yet taken all that was written.
         self.paused = False
         self._cycle: Cycle | None = None
-        self._body: Body | None = None
+        self._body: Body = LengthBody(0)
         #: Bytes that belong to the next request.
         self._pending = b""
-        self._deadline = inf
-        self._write_deadline = inf
-        #: Where the progress of the body, or of the write buffer, was measured last.
-        self._read_mark = 0
-        self._write_mark = 0
+        #: The two deadlines, and where the progress towards them was measured last.
+        self._deadline = self._write_deadline = inf
+        self._read_mark = self._write_mark = 0
+        #: The client has sent all it will.
         self._half_closed = False
+        #: The server stops, or the client has broken off.
         self._last_request = False
-        self._drain: asyncio.Event | None = None
+        #: What every request of this connection has in its scope.
         self._scope: dict[str, Any] = {}
-        self._peer: tuple[str, int] | None = None
 
     # --- what the loop calls ---
 
     def connection_made(self, transport: Any) -> None:  # uvloop's transports inherit from nothing of asyncio's
-        """Introduce the client to the service, or refuse it."""
-        service = self.service
-        self.transport = transport
+        """Introduce the client to the server, or refuse it."""
+        self.transport, server = transport, self.server
         tls = transport.get_extra_info("sslcontext") is not None
         # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume when empty.
         transport.set_write_buffer_limits(high=1 if tls else 0, low=0)
         peer, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self._peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         self._scope = {
             "type": "http",
             "scheme": "https" if tls else "http",
-            "client": self._peer,
+            "client": (peer[0], peer[1]) if isinstance(peer, tuple) else None,
             "server": (here[0], here[1]) if isinstance(here, tuple) else (here, None),
+            "root_path": server.root_path,
         }
-        service.connections.add(self)
-        self._deadline = service.deadline(service.limits.header_timeout)
-        if service.stopping.is_set():
+        server.connections.add(self)
+        self._deadline = server.deadline(server.limits.header_timeout)
+        excess = len(server.connections) - server.limits.max_connections
+        if server.stopping.is_set():
             transport.close()
-        elif len(service.connections) > service.limits.max_connections:
-            # Who refuses costs a socket too: beyond twice the limit there is not even an answer.
-            if len(service.connections) > 2 * service.limits.max_connections:
-                transport.abort()
-            else:
-                unavailable = HTTPStatus.SERVICE_UNAVAILABLE
-                self._refuse(Refused(unavailable, "too many connections", [(b"retry-after", b"1")]))
+        elif excess > server.limits.max_connections:  # to refuse costs a socket too, so there is an end to answers
+            transport.abort()
+        elif excess > 0:
+            retry_after = [(b"retry-after", b"1")]
+            self._refuse(Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", retry_after))
 
     def data_received(self, data: bytes) -> None:
         """Give the bytes the meaning of the phase."""
         phase = self.phase
-        if phase in (Phase.BODY, Phase.DISCARD):
+        if phase is Phase.BODY or phase is Phase.DISCARD:
             self._read_body(data)
-        elif phase is not Phase.CLOSING and phase is not Phase.CLOSED:
+        elif phase is not Phase.CLOSING:
             self._pending = self._pending + data if self._pending else data
             if phase is not Phase.RESPONSE:
                 self._next_request()
@@ -149,9 +151,10 @@ class Connection(asyncio.Protocol):
         """The client has sent all it will. True keeps our half open."""
         self._half_closed = True
         if self.phase is Phase.HEAD:
-            self._refuse(Refused(HTTPStatus.BAD_REQUEST, "the request head ends early"))
-        elif self.phase is Phase.BODY:
-            self._abandon()  # RFC 9112 §8: an incomplete request
+            self._refuse(Refused(BAD, "the request head ends early"))
+        elif self.phase is Phase.BODY:  # RFC 9112 §8: an incomplete request
+            self._last_request = True
+            self.fail(BAD)
         elif self.phase is not Phase.RESPONSE:
             self.transport.close()
         return self.transport.can_write_eof()  # TLS cannot stay half open, and warns
@@ -160,22 +163,24 @@ class Connection(asyncio.Protocol):
         """The kernel has not taken everything."""
         self.paused = True
         self._write_mark = self.transport.get_write_buffer_size()
-        self._write_deadline = self.service.deadline(self.service.limits.write_timeout)
+        self._write_deadline = self.server.deadline(self.server.limits.write_timeout)
 
     def resume_writing(self) -> None:
         """The kernel has taken everything."""
         self.paused = False
         self._write_deadline = inf
-        self._wake()
-        if self._cycle is not None and self._cycle.stage is Stage.ENDING:
-            self._response_taken(self._cycle)
+        cycle = self._cycle
+        if cycle is not None:
+            cycle.wake()
+            if cycle.stage is Stage.ENDING:
+                self.response_taken(cycle)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason does not change what follows
         """Nobody is there any more."""
-        self.phase = Phase.CLOSED
-        self.service.connections.discard(self)
+        self.phase = Phase.CLOSING
+        self.server.connections.discard(self)
         self._lose_cycle()
-        self.service.left()
+        self.server.left()
 
     # --- requests ---
 
@@ -186,86 +191,71 @@ class Connection(asyncio.Protocol):
         data = self._pending
         end = data.find(b"\r\n\r\n") + 4
         try:
-            if end < 4:
-                self._wait_for_head()
-            elif end == len(data):
-                self._begin(data, b"")
-            else:
+            if end >= 4:
                 self._begin(data[:end], data[end:])
+                return
+            check_beginning(data, self.server.limits)
+            if data and self.phase is Phase.IDLE:
+                self.phase, self._deadline = Phase.HEAD, self.server.deadline(self.server.limits.header_timeout)
         except Refused as refused:
             self._refuse(refused)
 
-    def _wait_for_head(self) -> None:
-        check_beginning(self._pending, self.service.limits)
-        if self._pending and self.phase is Phase.IDLE:
-            self.phase = Phase.HEAD
-            self._deadline = self.service.deadline(self.service.limits.header_timeout)
-
     def _begin(self, head: bytes, rest: bytes) -> None:
         """Start the cycle of one request; ``rest`` is what lies behind its head. Raises `Refused`."""
-        service = self.service
-        request = read_head(head, service.limits)
+        server = self.server
+        request = read_head(head, server.limits)
         arrived, complete = b"", True
         if request.length != 0:
-            self._body = body = body_of(request.length, service.limits)
+            body = self._body = ChunkedBody(server.limits) if request.length is None else LengthBody(request.length)
             arrived, complete, rest = body.feed(rest), body.complete, body.rest
         self._pending = rest
-        scope = scope_of(request, self._scope, service.root_path)
+        scope = scope_of(request, self._scope)
         scope["asgi"] = {"version": "3.0", "spec_version": "2.5"}
-        scope["state"] = service.state.copy()
-        scope["extensions"] = {"minibg.stopping": service.stopping}
-        if service.trust:
-            scope["client"] = service.trust.client_of(request.headers, self._peer)
-            scope["scheme"] = service.trust.scheme_of(request.headers, self._peer, scope["scheme"])
+        scope["state"] = server.state.copy()
+        scope["extensions"] = {"minibg.stopping": server.stopping}
+        if server.trust:
+            scope["client"], scope["scheme"] = server.trust.client_and_scheme(scope)
         self._cycle = cycle = Cycle(self, request, scope, arrived, complete=complete)
-        if complete:
-            self.phase, self._deadline = Phase.RESPONSE, inf
-        else:
-            self.phase, self._read_mark = Phase.BODY, 0
-            self._deadline = service.deadline(service.limits.body_timeout)
-        cycle.task = service.loop.create_task(cycle.run(), context=service.context.copy())
-        service.cycles.add(cycle.task)
+        self.phase, self._deadline, self._read_mark = Phase.RESPONSE, inf, 0
+        if not complete:
+            self.phase, self._deadline = Phase.BODY, server.deadline(server.limits.body_timeout)
+        cycle.task = server.loop.create_task(cycle.run(), context=server.context.copy())
+        server.requests.add(cycle.task)
 
     def _read_body(self, data: bytes) -> None:
         """More of the request body: for the application, or for nobody."""
         body, cycle = self._body, self._cycle
-        assert body is not None
         try:
             decoded = body.feed(data)
         except Refused as refused:
-            if self.phase is Phase.DISCARD:
-                self._close()  # the response has left, and is not taken back
-            else:
-                self.fail(refused.status)
+            self.fail(refused.status)
             return
         self._read_mark += len(data)
-        if self.phase is Phase.DISCARD:
+        if body.complete:
+            self._pending = body.rest
+        if cycle is None:
             if body.complete:
-                self._pending = body.rest
                 self._next_cycle()
             elif self._read_mark > DISCARD:
                 self._close()
             return
-        assert cycle is not None
         if body.complete:
             self.phase, self._deadline = Phase.RESPONSE, inf
-            self._pending = body.rest
-        elif cycle.untaken + len(decoded) > BUFFER:
+        if cycle.feed(decoded, complete=body.complete) > BUFFER and not body.complete:
             self.transport.pause_reading()
             self._deadline = inf  # it is the application that keeps us waiting
-        cycle.feed(decoded, complete=body.complete)
 
     def wants_body(self) -> None:
         """The application waits for more of the body: say so to a client that asked (RFC 9110 §10.1.1)."""
         cycle = self._cycle
-        if cycle is not None and cycle.continue_due and cycle.stage in (Stage.WAITING, Stage.STARTED):
+        if cycle is not None and cycle.continue_due and cycle.stage in UNANSWERED:
             cycle.continue_due = False
             self.write(CONTINUE)
 
     def body_taken(self) -> None:
         """The application has taken what had arrived: read on."""
         if self.phase is Phase.BODY and not self.transport.is_reading():
-            self._deadline = self.service.deadline(self.service.limits.body_timeout)
+            self._deadline = self.server.deadline(self.server.limits.body_timeout)
             self.transport.resume_reading()
 
     # --- responses ---
@@ -276,45 +266,33 @@ class Connection(asyncio.Protocol):
         if self.transport.is_closing():
             self._lose_cycle()
 
-    async def drained(self) -> None:
-        """Wait until the kernel has taken everything, or the client has gone."""
-        self._drain = self._drain or asyncio.Event()
-        await self._drain.wait()
-
-    def must_close(self) -> bool:
+    def must_close(self, cycle: Cycle) -> bool:
         """Whether this response is the last one, asked when its head is written."""
-        cycle, body = self._cycle, self._body
-        assert cycle is not None
         if self._last_request or not cycle.request.keep_alive:
             return True
         # A client that was never told to continue may send its body, or its next request: nobody can know.
-        return self.phase is Phase.BODY and (cycle.continue_due or (body is not None and body.left > DISCARD))
+        return self.phase is Phase.BODY and (cycle.continue_due or self._body.left > DISCARD)
 
-    def response_written(self) -> None:
-        """The last byte was given to the transport. If the kernel has not taken it, `resume_writing` goes on."""
-        if not self.paused and self._cycle is not None:
-            self._response_taken(self._cycle)
-
-    def _response_taken(self, cycle: Cycle) -> None:
-        cycle.move(Step.TAKEN)
+    def response_taken(self, cycle: Cycle) -> None:
+        """The kernel has the last byte: on to what comes next."""
+        cycle.move(Stage.SENT)
         self._log(cycle)
         self._cycle = None
         if cycle.close or self._last_request:
             self._close()
         elif self.phase is Phase.BODY:
             self.phase, self._read_mark = Phase.DISCARD, 0
-            self._deadline = self.service.deadline(self.service.limits.body_timeout)
+            self._deadline = self.server.deadline(self.server.limits.body_timeout)
             self.transport.resume_reading()
         else:
             self._next_cycle()
 
     def _next_cycle(self) -> None:
-        self.phase, self._body = Phase.IDLE, None
-        self._deadline = self.service.deadline(self.service.limits.keep_alive)
+        self.phase, self._deadline = Phase.IDLE, self.server.deadline(self.server.limits.keep_alive)
         if self._pending:
             self._next_request()
         if self._half_closed:
-            if self.phase in (Phase.IDLE, Phase.HEAD):
+            if self.phase in _UNBEGUN:
                 self._close()
         elif not self.transport.is_reading() and len(self._pending) <= BUFFER:
             self.transport.resume_reading()
@@ -322,53 +300,46 @@ class Connection(asyncio.Protocol):
     # --- ends ---
 
     def fail(self, status: HTTPStatus) -> None:
-        """The current request cannot go on: answer if that is still possible, else cut."""
+        """The request cannot go on: answer if that is still possible, else cut, but leave a whole response alone."""
         cycle = self._cycle
-        if cycle is None or cycle.stage not in (Stage.WAITING, Stage.STARTED):
+        if cycle is None:
+            self._close()
+        elif cycle.stage in UNANSWERED:
+            answer = plain_response(status, self.server.date, cycle.request)
+            cycle.status, cycle.size = status.value, len(answer)
+            self._lose_cycle()
+            self.transport.write(answer)
+            self._close()
+        elif cycle.stage is Stage.STREAMING:
             self.cut()
-            return
-        answer = plain_response(status, method=cycle.request.method, date=self.service.date)
-        cycle.status, cycle.size = status.value, len(answer)
-        self._lose_cycle()
-        self.transport.write(answer)
-        self._close()
 
     def _refuse(self, refused: Refused) -> None:
         """Answer a request that never reached the application."""
-        answer = plain_response(refused.status, method=b"", date=self.service.date, headers=refused.headers)
+        answer = plain_response(refused.status, self.server.date, UNREAD, refused.headers)
         logger.debug("refused with %d: %s", refused.status, refused)
-        if self.service.access_log:
-            access.log(
-                self._peer, self._pending.partition(b"\r\n")[0][:200], refused.status, len(answer), 0.0
-            )
+        if self.server.access_log:
+            line = self._pending.partition(b"\r\n")[0][:200]
+            access.log(self._scope["client"], line, refused.status, len(answer), 0.0)
         self.transport.write(answer)
         self._close()
 
     def cut(self) -> None:
         """Reset the connection, so that the client cannot take what it has for the whole."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and not self.transport.is_closing():
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        if not self.transport.is_closing():
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._lose_cycle()
         self.transport.abort()
 
     def shutdown(self) -> None:
         """The server stops: no further request, and none that has not begun."""
         self._last_request = True
-        if self.phase in (Phase.IDLE, Phase.HEAD):
+        if self.phase in _UNBEGUN:
             self.transport.close()
-
-    def _abandon(self) -> None:
-        """The client has stopped in the middle of its body. It may still read an answer."""
-        if self._cycle is not None and self._cycle.stage is Stage.ENDING:
-            self._last_request = True
-        else:
-            self.fail(HTTPStatus.BAD_REQUEST)
 
     def _close(self) -> None:
         """Close the sending half; `eof_received` or the deadline closes the rest."""
         self.phase, self._pending = Phase.CLOSING, b""
-        self._deadline = self.service.deadline(LINGER)
+        self._deadline = self.server.deadline(LINGER)
         if self._half_closed or not self.transport.can_write_eof():
             self.transport.close()
         elif not self.transport.is_closing():
@@ -376,22 +347,15 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _lose_cycle(self) -> None:
-        """Tell the current request that its client has gone, and whoever waits for the kernel."""
+        """Tell the current request that its client has gone."""
         cycle, self._cycle = self._cycle, None
-        self.paused = False
         if cycle is not None:
-            cycle.move(Step.LOST)
+            cycle.move(Stage.GONE)
             self._log(cycle)
-        self._wake()
-
-    def _wake(self) -> None:
-        drain, self._drain = self._drain, None
-        if drain is not None:
-            drain.set()
 
     def _log(self, cycle: Cycle) -> None:
-        if self.service.access_log:
-            request, seconds = cycle.request, self.service.loop.time() - cycle.started_at
+        if self.server.access_log:
+            request, seconds = cycle.request, self.server.loop.time() - cycle.started_at
             line = b"%b %b HTTP/%b" % (request.method, request.target, b"1.0" if request.http10 else b"1.1")
             access.log(cycle.scope["client"], line, cycle.status, cycle.size, seconds)
 
@@ -399,28 +363,34 @@ class Connection(asyncio.Protocol):
 
     def expire(self, now: float) -> None:
         """Look at the deadlines; called once a tick."""
-        limits = self.service.limits
         if self._write_deadline <= now:
             waiting = self.transport.get_write_buffer_size()
             if self._write_mark - waiting < PROGRESS:
                 self.cut()
                 return
-            self._write_mark, self._write_deadline = waiting, self.service.deadline(limits.write_timeout)
+            self._write_mark = waiting
+            self._write_deadline = self.server.deadline(self.server.limits.write_timeout)
         if self._deadline <= now:
             self._expire_reading()
+        if self._half_closed and self.phase is Phase.RESPONSE and self._is_gone():
+            self.cut()
 
     def _expire_reading(self) -> None:
         phase = self.phase
         if phase is Phase.HEAD:
             self._refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, "the request head is late"))
-        elif phase in (Phase.BODY, Phase.DISCARD) and self._read_mark >= PROGRESS:
-            self._read_mark = 0
-            self._deadline = self.service.deadline(self.service.limits.body_timeout)
-        elif phase is Phase.BODY:
-            self.fail(HTTPStatus.REQUEST_TIMEOUT)
-        elif phase is Phase.DISCARD:
-            self._close()
         elif phase is Phase.CLOSING:
             self.transport.abort()
-        else:
+        elif phase is Phase.IDLE:
             self.transport.close()
+        elif self._read_mark >= PROGRESS:
+            self._read_mark, self._deadline = 0, self.server.deadline(self.server.limits.body_timeout)
+        else:
+            self._last_request = True
+            self.fail(HTTPStatus.REQUEST_TIMEOUT)
+
+    def _is_gone(self) -> bool:
+        """Whether a half-closed client has closed the other half too: poll(2) says POLLHUP or POLLERR unasked."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
+        return bool(poll.poll(0))

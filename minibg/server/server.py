@@ -20,17 +20,29 @@ which each has its end and its line in the log:
 
 `hurry` gives up the phase that is being waited for and goes on to the next; nothing is skipped.
 
+The tick. Once a second one callback sets the coarse clock and the Date line, and looks at the deadlines of all
+connections. A timer per connection would be created and cancelled with each request; comparing two numbers a second for
+each connection costs a hundredth of that. The price is precision: a deadline is never early, and up to two ticks late.
+Limits below two seconds make the tick shorter, so they keep their meaning. It runs only while the server does.
+
+The context. Every request starts in a copy of the context in which the server was started. Without this a request that
+is started from another one's ``send`` (the next in a pipeline), or read by a callback which that one registered, would
+see its context variables (CPython issue 140947; uvicorn has a flag for it).
+
 Rejected: polling "is everybody gone?" ten times a second, as uvicorn does; the last one to leave sets an event. Rejected
 too: ``asyncio.Server.wait_closed`` and its kin, whose meaning changed in Python 3.12.1.
 """
 
 import asyncio
+import contextvars
 import logging
 import socket
+from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from minibg.asgi import ASGIApp
 from minibg.server.forwarded import Trust
@@ -38,7 +50,6 @@ from minibg.server.lifespan import CANCEL_GRACE, Lifespan
 from minibg.server.limits import Limits
 from minibg.server.listen import bind_tcp, bind_unix, tls_context
 from minibg.server.protocol import Connection
-from minibg.server.service import Service
 
 logger = logging.getLogger("minibg.server")
 
@@ -75,8 +86,22 @@ class Server:
     addresses: list[tuple[str, int] | str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
+        self.trust = Trust(self.forwarded_allow_ips)
+        #: Set when the stop begins. In the scope it is the extension "minibg.stopping".
+        self.stopping = asyncio.Event()
+        #: The lifespan state (ASGI lifespan 2.0); each request gets a shallow copy.
+        self.state: dict[str, Any] = {}
+        self.connections: set[Connection] = set()
+        #: The running applications, those included whose response has left.
+        self.requests: set[asyncio.Task[None]] = set()
+        #: Set during the stop when there is neither any more.
+        self._empty = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._lifespan = Lifespan(self.app, self.state)
         self._listeners: list[asyncio.Server] = []
         self._stop: asyncio.Task[None] | None = None
+        shortest = (self.limits.header_timeout, self.limits.body_timeout, self.limits.write_timeout)
+        self._interval = min(1.0, min(*shortest, self.limits.keep_alive) / 2)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -91,39 +116,27 @@ class Server:
 
     async def start(self) -> None:
         """Bind, start the application, accept. Raises OSError and `StartupFailed`; then nothing is left behind."""
-        self._service = service = Service(
-            self.app,
-            self.limits,
-            root_path=self.root_path,
-            trust=Trust(self.forwarded_allow_ips),
-            access_log=self.access_log,
-        )
-        #: Set when the stop begins (an `asyncio.Event`).
-        self.stopping = service.stopping
-        self._hurry = asyncio.Event()
-        self._lifespan = Lifespan(self.app, service)
+        self.loop = asyncio.get_running_loop()
+        #: What each request starts with a copy of.
+        self.context = contextvars.copy_context()
         tls = None
         if self.ssl_certfile:
             tls = tls_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
-        sockets = self._bind()
-        try:
+        handshake_timeout = self.limits.header_timeout if tls else None
+        with ExitStack() as undo:
+            sockets = [undo.enter_context(sock) for sock in self._bind()]
             await self._lifespan.startup()
-            service.tick()
+            self._tick()
             for sock in sockets:
-                self._listeners.append(
-                    await service.loop.create_server(
-                        lambda: Connection(service),
-                        sock=sock,
-                        backlog=BACKLOG,
-                        ssl=tls,
-                        ssl_handshake_timeout=self.limits.header_timeout if tls else None,
-                    )
+                listener = await self.loop.create_server(
+                    lambda: Connection(self),
+                    sock=sock,
+                    backlog=BACKLOG,
+                    ssl=tls,
+                    ssl_handshake_timeout=handshake_timeout,
                 )
-        except BaseException:
-            service.stop_ticking()
-            for sock in sockets:
-                sock.close()
-            raise
+                self._listeners.append(listener)
+            undo.pop_all()
         logger.info("listening on %s", ", ".join(map(_printable, self.addresses)))
 
     def _bind(self) -> list[socket.socket]:
@@ -139,6 +152,25 @@ class Server:
             self.port = names[0][1]
         return sockets
 
+    # --- while it serves ---
+
+    def _tick(self) -> None:
+        """Set the coarse clock and the date, look at every deadline, and come back."""
+        self._now = self.loop.time()
+        self.date = formatdate(usegmt=True).encode()  # RFC 9110 §5.6.7
+        for connection in tuple(self.connections):
+            connection.expire(self._now)
+        self._timer = self.loop.call_later(self._interval, self._tick)
+
+    def deadline(self, seconds: float) -> float:
+        """The moment in so many seconds. The coarse clock is up to one tick behind, so one is added."""
+        return self._now + self._interval + seconds
+
+    def left(self) -> None:
+        """A connection or an application has ended."""
+        if not self.connections and not self.requests:
+            self._empty.set()
+
     # --- stop ---
 
     async def stop(self) -> None:
@@ -152,43 +184,40 @@ class Server:
         self._hurry.set()
 
     async def _stop_in_phases(self) -> None:
-        service = self._service
-        self._stop_accepting(service)
-        service.left()
-        if not await self._waited_for(service.empty, self.limits.graceful_timeout):
-            await self._cancel_requests(service)
-        service.stop_ticking()
+        self._stop_accepting()
+        logger.info("stop 2/3: up to %g s for %d requests", self.limits.graceful_timeout, len(self.requests))
+        if not await self._waited_for(self._empty, self.limits.graceful_timeout):
+            await self._cancel_requests()
+        self._timer.cancel()
         logger.info("stop 3/3: the application shuts down")
         self._lifespan.shutdown()
         await self._waited_for(self._lifespan.answered, None)
         await self._lifespan.give_up()
         logger.info("stopped")
 
-    def _stop_accepting(self, service: Service) -> None:
-        service.stopping.set()
+    def _stop_accepting(self) -> None:
+        self.stopping.set()
         for listener in self._listeners:
             listener.close()
         if self.uds is not None:
             Path(self.uds).unlink(missing_ok=True)
-        connections = tuple(service.connections)
-        for connection in connections:
+        logger.info("stop 1/3: no new connections; %d are open", len(self.connections))
+        for connection in tuple(self.connections):
             connection.shutdown()
-        logger.info("stop 1/3: no new connections; %d are open", len(connections))
-        logger.info(
-            "stop 2/3: up to %g seconds for %d requests", self.limits.graceful_timeout, len(service.cycles)
-        )
+        self._empty.clear()
+        self.left()
 
-    async def _cancel_requests(self, service: Service) -> None:
+    async def _cancel_requests(self) -> None:
         """Phase 2 has ended early: cancel what runs, wait for its cleanup, and cut what is connected."""
-        running = tuple(service.cycles)
+        running = tuple(self.requests)
         logger.warning("stop 2/3: given up; %d requests are cancelled", len(running))
         for task in running:
             task.cancel()
         if running:
             _, stuck = await asyncio.wait(running, timeout=CANCEL_GRACE)
             for task in stuck:
-                logger.error("does not end when cancelled, and is left behind: %r", task.get_coro())
-        for connection in tuple(service.connections):
+                logger.error("does not end when cancelled, and is left behind: %r", task)
+        for connection in tuple(self.connections):
             connection.cut()
 
     async def _waited_for(self, event: asyncio.Event, seconds: float | None) -> bool:

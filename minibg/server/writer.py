@@ -27,6 +27,8 @@ from enum import Enum
 from http import HTTPStatus
 from typing import NamedTuple
 
+from minibg.server.head import Request
+
 
 class Framing(Enum):
     """How the client learns where the body ends (RFC 9112 §6.3)."""
@@ -54,56 +56,48 @@ class Head(NamedTuple):
 
 
 #: Headers that are the server's business; the others are copied.
-_OWNED = frozenset(
-    (b"connection", b"content-length", b"date", b"keep-alive", b"server", b"transfer-encoding")
-)
+_OWNED = frozenset((b"connection", b"content-length", b"date", b"keep-alive", b"server", b"transfer-encoding"))
 #: RFC 9112 §4, §5: a status line, then fields of a token, a colon and visible bytes, blanks and tabs.
 _HEAD = re.compile(
     rb"HTTP/1\.1 [2-9][0-9]{2} [ -~]*\r\n(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
 )
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-_SERVER = b"server: minibg\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+#: The request that is answered when none could be read.
+UNREAD = Request(b"", b"", [], http10=False, length=0, keep_alive=False, expects_continue=False)
+Fields = Iterable[Iterable[bytes]]
 
 
 def response_head(
-    status: int,
-    headers: Iterable[Iterable[bytes]],
-    *,
-    method: bytes,
-    http10: bool,
-    whole: int | None,
-    close: bool,
-    date: bytes,
+    request: Request, status: int, headers: Fields, whole: int | None, *, close: bool, date: bytes
 ) -> Head:
-    """Choose the framing and write the head. ``whole`` is the size of the body if the first message is the last.
+    """Choose the framing and write the head. ``whole`` is the size of the body if its first message is the last.
 
     Raises ValueError or TypeError if the application asks for what HTTP cannot say.
     """
     lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-    server, length = _SERVER, -1
+    length = -1
+    owned = {b"date": date, b"server": b"minibg"}
     for name, value in headers:
         lowered = name.lower()
-        if lowered in _OWNED:
-            if lowered == b"content-length":
-                length = _content_length(value, length)
-            elif lowered == b"connection":
-                close = close or b"close" in value.lower()
-            elif lowered == b"date":
-                date = b"date: %b\r\n" % value
-            elif lowered == b"server":
-                server = b"server: %b\r\n" % value
-        else:
+        if lowered not in _OWNED:
             lines += name, b": ", value, b"\r\n"
-    framing, length = _framing(status, method, http10, whole, length)
+        elif lowered == b"content-length":
+            length = _content_length(value, length)
+        elif lowered == b"connection":
+            close = close or b"close" in value.lower()
+        elif lowered in owned:
+            owned[lowered] = value
+    framing, length = _framing(request, status, whole, length)
     if length >= 0:
         lines.append(b"content-length: %d\r\n" % length)
     elif framing is Framing.CHUNKED:
         lines.append(b"transfer-encoding: chunked\r\n")
     close = close or framing is Framing.CLOSE
-    # RFC 9110 §6.6.1: an origin server with a clock MUST send Date.
-    lines += date, server, b"connection: close\r\n\r\n" if close else b"\r\n"
+    # RFC 9110 §6.6.1: an origin server with a clock MUST send Date. RFC 9112 §9.6: close SHOULD be announced.
+    lines += b"date: ", owned[b"date"], b"\r\nserver: ", owned[b"server"]
+    lines.append(b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n")
     data = b"".join(lines)
     if _HEAD.fullmatch(data) is None:
         raise ValueError(f"not a valid response head: status {status!r}, headers {headers!r}")
@@ -116,19 +110,19 @@ def _content_length(value: bytes, seen: int) -> int:
     return int(value)
 
 
-def _framing(status: int, method: bytes, http10: bool, whole: int | None, length: int) -> tuple[Framing, int]:
-    """Framing and Content-Length (-1: none is sent)."""
+def _framing(request: Request, status: int, whole: int | None, length: int) -> tuple[Framing, int]:
+    """Framing and Content-Length (-1: none is sent), in the order of RFC 9112 §6.3."""
     if status == 204:  # RFC 9110 §8.6: MUST NOT send Content-Length with 204.
         return Framing.NONE, -1
     if status == 205:  # RFC 9110 §15.3.6: no content, and the client must see where it ends.
         return Framing.NONE, 0
-    if method == b"HEAD" or status == 304:  # the length, if given, is the one a GET would have had
+    if request.method == b"HEAD" or status == 304:  # the length, if given, is the one a GET would have had
         return Framing.NONE, length
     if length >= 0:
         return Framing.LENGTH, length
     if whole is not None:
         return Framing.LENGTH, whole
-    return (Framing.CLOSE if http10 else Framing.CHUNKED), -1
+    return (Framing.CLOSE if request.http10 else Framing.CHUNKED), -1
 
 
 def chunk(data: bytes, *, last: bool) -> bytes:
@@ -137,13 +131,9 @@ def chunk(data: bytes, *, last: bool) -> bytes:
     return piece + LAST_CHUNK if last else piece
 
 
-def plain_response(
-    status: HTTPStatus, *, method: bytes, date: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
-) -> bytes:
+def plain_response(status: HTTPStatus, date: bytes, request: Request, headers: Fields = ()) -> bytes:
     """A whole answer of the server itself. It always ends the connection: what follows cannot be trusted."""
     body = f"{status.phrase}\n".encode()
     fields = [(b"content-type", b"text/plain; charset=utf-8"), *headers]
-    head = response_head(
-        status.value, fields, method=method, http10=False, whole=len(body), close=True, date=date
-    )
+    head = response_head(request, status, fields, len(body), close=True, date=date)
     return head.data if head.framing is Framing.NONE else head.data + body

@@ -100,7 +100,7 @@ async def test_a_failure_after_the_response_touches_nothing(caplog: pytest.LogCa
         assert (await client.ask(GET))[2] == b"first"
         assert (await client.ask(GET.replace(b"/ ", b"/second ")))[2] == b"second"
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
-        "GET '/': the application failed after its response"
+        "GET '/': the application failed while its response was sent"
     ]
 
 
@@ -457,7 +457,7 @@ async def test_a_client_that_does_not_close_its_half_is_aborted() -> None:
         await client.ask(GET_CLOSE)
         assert await client.rest() == b""
         async with asyncio.timeout(10):
-            while server._service.connections:
+            while server.connections:
                 await asyncio.sleep(0.1)
         client.writer.close()
 
