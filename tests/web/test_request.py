@@ -1,0 +1,117 @@
+"""The request as a handler sees it."""
+
+from typing import Any
+
+import pytest
+
+from minibg.asgi import ClientDisconnected
+from minibg.web.app import App
+from minibg.web.fields import Headers
+from minibg.web.request import Request
+from tests.web.driver import Answer, call
+
+
+async def with_request(look: Any, method: str = "GET", target: str = "/", **options: Any) -> tuple[Any, Answer]:
+    """What `look` makes of the request, and what was answered."""
+    seen: list[Any] = []
+    app = App()
+
+    @app.route("/{rest:path}", methods=["GET", "POST"])
+    async def handler(request: Request) -> None:
+        value = look(request)
+        seen.append(await value if hasattr(value, "__await__") else value)
+
+    answer = await call(app, method, target, **options)
+    return (seen[0] if seen else None), answer
+
+
+async def test_a_request_says_where_it_came_from_and_where_to() -> None:
+    seen, _ = await with_request(
+        lambda r: [r.method, r.client, r.client.host, str(r.url), r.url.path, r.url.query, r.url.hostname, r.url.port],
+        target="/a b?x=1&y=%20",
+        headers={"Host": "example.org:8000"},
+    )
+    url = "http://example.org:8000/a%20b?x=1&y=%20"
+    assert seen == ["GET", ("127.0.0.1", 4000), "127.0.0.1", url, "/a%20b", "x=1&y=%20", "example.org", 8000]
+
+
+async def test_without_a_host_field_the_server_names_the_host() -> None:
+    assert (await with_request(lambda r: str(r.url)))[0] == "http://test:80/"
+    assert (await with_request(lambda r: str(r.url), server=None))[0] == "http://localhost/"
+
+
+async def test_a_client_on_a_unix_socket_has_no_address() -> None:
+    assert (await with_request(lambda r: r.client, client=None))[0] is None
+
+
+async def test_headers_are_read_without_case() -> None:
+    seen, _ = await with_request(
+        lambda r: [r.headers["x-a"], r.headers.get("X-B"), r.headers.get("x-c"), "X-A" in r.headers, dict(r.headers)],
+        headers={"X-A": "1", "x-b": "é"},
+    )
+    assert seen == ["1", "é", None, True, {"x-a": "1", "x-b": "é"}]
+
+
+def test_the_first_of_a_repeated_header_counts_and_all_can_be_had() -> None:
+    headers = Headers([(b"x", b"1"), (b"y", b"2"), (b"x", b"3")])
+    assert [headers["x"], headers.getlist("X"), list(headers), len(headers)] == ["1", ["1", "3"], ["x", "y"], 2]
+
+
+async def test_query_parameters_are_decoded() -> None:
+    seen, _ = await with_request(
+        lambda r: [dict(r.query_params), r.query_params.getlist("a"), len(r.query_params), "b" in r.query_params],
+        target="/?a=1&a=2%2B3&b=&c=%C3%A4+x",
+    )
+    assert seen == [{"a": "2+3", "b": "", "c": "ä x"}, ["1", "2+3"], 3, True]
+
+
+async def test_cookies_are_read_as_browsers_write_them() -> None:
+    seen, _ = await with_request(lambda r: r.cookies, headers={"Cookie": 'a=1; b="x\\"y"; c=d=e; junk; =empty'})
+    assert seen == {"a": "1", "b": 'x"y', "c": "d=e", "": "empty"}
+
+
+async def test_state_is_shared_by_everything_that_sees_the_request() -> None:
+    def look(request: Request) -> Any:
+        request.state.user = "ann"
+        again = Request(request.scope, None)  # type: ignore[arg-type]
+        return [again.state.user, again.state.pool, request.scope["state"], hasattr(request.state, "none")]
+
+    seen, _ = await with_request(look, state={"pool": 1})
+    assert seen == ["ann", 1, {"pool": 1, "user": "ann"}, False]
+
+
+async def test_the_body_can_be_read_again_in_every_form() -> None:
+    async def look(request: Request) -> Any:
+        return [await request.body(), await request.json(), await request.body(), [c async for c in request.stream()]]
+
+    seen, _ = await with_request(look, "POST", body=[b'{"a"', b"", b": 1}"])
+    assert seen == [b'{"a": 1}', {"a": 1}, b'{"a": 1}', [b'{"a": 1}']]
+
+
+async def test_a_stream_gives_the_chunks_as_they_arrive_and_only_once() -> None:
+    async def look(request: Request) -> Any:
+        chunks = [chunk async for chunk in request.stream()]
+        with pytest.raises(RuntimeError, match="read already"):
+            await request.body()
+        return chunks
+
+    seen, _ = await with_request(look, "POST", body=[b"a", b"", b"b"])
+    assert seen == [b"a", b"b"]
+
+
+async def test_a_body_that_ends_early_is_no_body() -> None:
+    async def look(request: Request) -> Any:
+        return await request.body()
+
+    _, answer = await with_request(look, "POST", body=[b"half"], client_leaves_after=0)
+    assert (type(answer.error), answer.messages) == (ClientDisconnected, [])
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe{", b"[" * 100_000])
+async def test_a_body_that_is_no_json_is_the_clients_fault(body: bytes) -> None:
+    async def look(request: Request) -> Any:
+        return await request.json()
+
+    _, answer = await with_request(look, "POST", body=body)
+    assert (answer.status, answer.error) == (400, None)
+    assert answer.json["detail"].startswith("The body is not valid JSON: ")
