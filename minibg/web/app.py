@@ -24,7 +24,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import Any, TypeVar
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
-from minibg.background import QueueFull
+from minibg.background import NotAccepted
 from minibg.web.depends import Dependency, Plan
 from minibg.web.exceptions import HTTPException
 from minibg.web.request import Request, State
@@ -49,8 +49,8 @@ class _Sending:
         self.started = False
 
     async def __call__(self, message: Message) -> None:
+        self.started = True  # even if it fails: nobody may be there for another answer
         await self._send(message)
-        self.started = True
 
 
 async def _http_exception(_: Request, error: HTTPException) -> Response:
@@ -59,7 +59,7 @@ async def _http_exception(_: Request, error: HTTPException) -> Response:
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
-async def _queue_full(_: Request, error: QueueFull) -> Response:
+async def _not_accepted(_: Request, error: NotAccepted) -> Response:
     return JSONResponse({"detail": str(error)}, 503, {"retry-after": str(error.retry_after)})
 
 
@@ -86,7 +86,7 @@ class App:
         self._stack: ASGIApp | None = None
         self._exception_handlers: dict[Any, Callable[[Request, Any], Any]] = {
             HTTPException: _http_exception,
-            QueueFull: _queue_full,
+            NotAccepted: _not_accepted,
             **(exception_handlers or {}),
         }
 
@@ -179,6 +179,7 @@ class App:
             await self._stack(scope, receive, sending)
         except Exception as error:
             if scope["type"] == "http" and not sending.started and not isinstance(error, ClientDisconnected):
+                _drop_tasks(scope)
                 response = await self._server_error(Request(scope, receive), error)
                 await response(scope, receive, send)
             raise
@@ -197,8 +198,7 @@ class App:
                 raise
             if sending.started:
                 raise RuntimeError("the response has started: it is too late to answer this exception") from error
-            if "minibg.background" in scope:
-                scope["minibg.background"].drop()
+            _drop_tasks(scope)
             await response(scope, receive, send)
 
     async def _respond(self, request: Request, receive: Receive, send: Send) -> None:
@@ -249,6 +249,12 @@ class App:
         finally:
             self._threads.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _drop_tasks(scope: Scope) -> None:
+    """The handler failed, and the joint must know although the exception may end here."""
+    if "minibg.background" in scope:
+        scope["minibg.background"].drop()
 
 
 async def _call(handler: Callable[[Request, Any], Any], request: Request, error: Exception) -> Response:

@@ -81,9 +81,9 @@ async def call(
     answer = Answer(Hold())
     chunks = [body] if isinstance(body, bytes) else list(body)
     last = len(chunks) - 1 if client_leaves_after is None else None
-    incoming = iter([
-        {"type": "http.request", "body": chunk, "more_body": index != last} for index, chunk in enumerate(chunks)
-    ])
+    incoming = iter(
+        [{"type": "http.request", "body": chunk, "more_body": index != last} for index, chunk in enumerate(chunks)]
+    )
 
     async def receive() -> Message:
         return next(incoming, {"type": "http.disconnect"})

@@ -66,7 +66,9 @@ async def test_every_bad_parameter_is_named_with_its_reason() -> None:
     def dependency(d: bool) -> None:
         raise AssertionError("not called")
 
-    def handler(n: int, missing: str, u: UUID, f: float, many: list[int], d: Annotated[None, Depends(dependency)]) -> None:
+    def handler(
+        n: int, missing: str, u: UUID, f: float, many: list[int], d: Annotated[None, Depends(dependency)]
+    ) -> None:
         raise AssertionError("not called")
 
     answer = await answer_of(handler, "/x?u=1&f=z&many=1&many=b&d=maybe", "/{n}")
@@ -170,7 +172,9 @@ async def test_a_shared_dependency_runs_once_per_request() -> None:
     async def right(x: Annotated[int, Depends(base)]) -> int:
         return x
 
-    def handler(a: int = Depends(left), b: int = Depends(right), c: int = Depends(base), d: int = Depends(base, use_cache=False)) -> Any:
+    def handler(
+        a: int = Depends(left), b: int = Depends(right), c: int = Depends(base), d: int = Depends(base, use_cache=False)
+    ) -> Any:
         return [a, b, c, d]
 
     app = App()
@@ -283,7 +287,9 @@ async def test_generators_are_closed_in_reverse_after_the_response_was_sent(kind
         yield "a"
         log.append("last chunk")
 
-    async def handler(a: str = Depends(recording(log, "a", kinds[0])), b: str = Depends(recording(log, "b", kinds[1]))) -> Any:
+    async def handler(
+        a: str = Depends(recording(log, "a", kinds[0])), b: str = Depends(recording(log, "b", kinds[1]))
+    ) -> Any:
         log.append("handler")
         return StreamingResponse(stream())
 
@@ -295,7 +301,9 @@ async def test_generators_are_closed_in_reverse_after_the_response_was_sent(kind
 async def test_what_the_handler_raises_is_thrown_into_the_generators_first(kinds: tuple[str, str]) -> None:
     log: list[str] = []
 
-    async def handler(a: str = Depends(recording(log, "a", kinds[0])), b: str = Depends(recording(log, "b", kinds[1]))) -> Any:
+    async def handler(
+        a: str = Depends(recording(log, "a", kinds[0])), b: str = Depends(recording(log, "b", kinds[1]))
+    ) -> Any:
         raise HTTPException(418, "teapot")
 
     answer = await answer_of(handler)
