@@ -29,11 +29,11 @@ import asyncio
 import logging
 from enum import StrEnum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from minibg.asgi import ClientDisconnected, Message
+from minibg.asgi import ClientDisconnected, Message, Scope
 from minibg.server.head import Request
-from minibg.server.writer import Fields, Framing, chunk, response_head
+from minibg.server.writer import CONTINUE, Fields, Framing, chunk, response_head
 
 if TYPE_CHECKING:
     from minibg.server.protocol import Connection
@@ -68,6 +68,8 @@ TRANSITIONS: dict[Stage, frozenset[Stage]] = {
 }
 #: Nothing has been written: the server may still answer by itself.
 UNANSWERED = (Stage.WAITING, Stage.STARTED)
+#: The client still waits for something.
+UNFINISHED = (*UNANSWERED, Stage.STREAMING)
 #: Nothing will be written any more.
 OVER = (Stage.SENT, Stage.GONE)
 
@@ -78,7 +80,7 @@ class Cycle:
     task: asyncio.Task[None]
 
     def __init__(
-        self, connection: "Connection", request: Request, scope: dict[str, Any], arrived: bytes, *, complete: bool
+        self, connection: "Connection", request: Request, scope: Scope, arrived: bytes, *, complete: bool
     ) -> None:
         self._connection = connection
         self.request = request
@@ -103,36 +105,31 @@ class Cycle:
 
     async def run(self) -> None:
         """Call the application and answer for what it leaves undone."""
-        error: BaseException | None = None
         server = self._connection.server
         try:
             await server.app(self.scope, self.receive, self.send)
+            if self.stage is not Stage.SENT:
+                self._returned(None)
         except (GeneratorExit, KeyboardInterrupt):  # not the application's: the loop is going down
             raise
-        except BaseException as raised:  # noqa: BLE001 - an application may not take the server with it, by SystemExit neither
-            error = raised
-        if error is not None or self.stage is not Stage.SENT:
+        except BaseException as error:  # noqa: BLE001 - no application takes the server with it, by SystemExit neither
             self._returned(error)
         server.requests.discard(self.task)
         server.left()
 
     def _returned(self, error: BaseException | None) -> None:
-        """Close what the application has left open, and log once."""
-        stage = self.stage
-        if stage in UNANSWERED:
-            self._connection.fail(HTTPStatus.INTERNAL_SERVER_ERROR)
-        elif stage is Stage.STREAMING:
-            self._connection.cut()
-        line = f"{self.scope['method']} {self.scope['path']!r}"
-        if isinstance(error, ClientDisconnected) or (
-            isinstance(error, asyncio.CancelledError) and self._connection.server.stopping.is_set()
-        ):
-            return  # neither is a fault, and the stop has a line of its own
-        if error is not None:
-            where = f"while its response was {stage}"
-            logger.error("%s: the application failed %s", line, where, exc_info=error)
-        elif stage in (*UNANSWERED, Stage.STREAMING):
-            logger.error("%s: the application returned while its response was %s", line, stage)
+        """Close what the application has left open, and log its fault once."""
+        stage, connection = self.stage, self._connection
+        if stage in UNFINISHED:
+            connection.fail(HTTPStatus.INTERNAL_SERVER_ERROR)
+        elif error is None:
+            return
+        # Neither of these is a fault: the client's end, and the stop's, which has a line of its own.
+        stopped = isinstance(error, asyncio.CancelledError) and connection.server.stopping.is_set()
+        if not stopped and not isinstance(error, ClientDisconnected):
+            line = "%s %r: the application %s while its response was %s"
+            how = "failed" if error else "returned"
+            logger.error(line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)
 
     def move(self, stage: Stage) -> None:
         """The one place where the stage changes. Raises RuntimeError for what the table does not have."""
@@ -162,7 +159,9 @@ class Cycle:
                 self._delivered = self._complete
                 self._connection.body_taken()
                 return {"type": "http.request", "body": body, "more_body": not self._complete}
-            self._connection.wants_body()
+            if self.continue_due and self.stage in UNANSWERED:  # RFC 9110 §10.1.1
+                self.continue_due = False
+                self._connection.write(CONTINUE)
             await self.changed()
         return {"type": "http.disconnect"}
 

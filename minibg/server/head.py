@@ -19,7 +19,6 @@ no Host in 1.1 and later                        400     the same; h11 asks for i
 a target that is neither path nor URI, or "#"   400     RFC 9112 §3.2
 CONNECT                                         405     RFC 9110 §9.3.6: this is not a proxy
 another major version                           505     RFC 9110 §15.6.6; 1.2 and up are answered as 1.1 (§2.5)
-an expectation other than 100-continue          417     RFC 9110 §10.1.1
 too long target, header section, too many       414 431 `minibg.server.limits`
 ==============================================  ======  ==============================================================
 
@@ -84,29 +83,21 @@ _ALLOW = [(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]
 BAD = HTTPStatus.BAD_REQUEST
 
 
-def check_size(head: bytes, limits: Limits) -> None:
-    """Refuse a head, finished or not, that is already too large, however it was cut into packets."""
-    line = head.find(b"\r\n", 0, limits.max_target + _LINE_ROOM)
-    if line < 0:
-        if len(head) >= limits.max_target + _LINE_ROOM:
-            raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, "request line too long")
-    elif len(head) - line - 4 > limits.max_header_bytes:
-        raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header section too large")
-
-
 def check_beginning(data: bytes, limits: Limits) -> None:
-    """Refuse what can no longer become a head, before its end has come: TLS on a plain port, bare LF, too much."""
-    check_size(data, limits)
-    if data[:1] < b"!" and data not in (b"", b"\r"):
-        raise Refused(BAD, "not a request line")
-    if data.count(b"\n") != data.count(b"\r\n"):
-        raise Refused(BAD, "bare LF")
+    """Refuse what can no longer become a head, or is too large already, however it was cut into packets."""
+    line = data.find(b"\r\n", 0, limits.max_target + _LINE_ROOM)
+    if line < 0 and len(data) >= limits.max_target + _LINE_ROOM:
+        raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, "request line too long")
+    if line >= 0 and len(data) - line - 4 > limits.max_header_bytes:
+        raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header section too large")
+    if (data[:1] < b"!" and data not in (b"", b"\r")) or data.count(b"\n") != data.count(b"\r\n"):
+        raise Refused(BAD, "TLS on a plain port, a bare LF, or noise")
 
 
 def read_head(head: bytes, limits: Limits) -> Request:
     """Parse and check one whole head, blank line included. Raises `Refused`."""
     lines = head.count(b"\r\n")
-    check_size(head, limits)
+    check_beginning(head, limits)
     if lines - 2 > limits.max_headers:
         raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields")
     # What is left without the visible bytes must be the pairs of CR and LF, and nothing else.
@@ -141,9 +132,8 @@ def _checked(event: h11.Request, limits: Limits) -> Request:
     length = _body_length(own, http10=http10)
     if length is not None and length > limits.max_body:
         raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "declared body too large")
-    if own.get(b"expect", b"100-continue").lower() != b"100-continue":
-        raise Refused(HTTPStatus.EXPECTATION_FAILED, "unknown expectation")
-    expects = b"expect" in own and not http10  # RFC 9110 §10.1.1: MUST ignore it in HTTP/1.0
+    # RFC 9110 §10.1.1: MUST ignore it in HTTP/1.0, MAY ignore other expectations.
+    expects = not http10 and own.get(b"expect", b"").lower() == b"100-continue"
     close = any(name == b"connection" and b"close" in _members(value) for name, value in headers)
     return Request(event.method, event.target, headers, http10, length, not (http10 or close), expects)
 

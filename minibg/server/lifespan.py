@@ -48,11 +48,12 @@ class Lifespan:
         self._inbox.put_nowait({"type": "lifespan.startup"})
         try:
             await self.answered.wait()
-            if self._answer.get("type") == "lifespan.startup.failed":
-                raise StartupFailed(self._answer.get("message") or "the application did not say why")
-        except BaseException:
+        except asyncio.CancelledError:
             await self.give_up()
             raise
+        if self._answer.get("type") == "lifespan.startup.failed":
+            await self.give_up()
+            raise StartupFailed(self._answer.get("message") or "the application did not say why")
 
     def shutdown(self) -> None:
         """Tell the application to end; `answered` is set when it has."""

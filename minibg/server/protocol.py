@@ -44,9 +44,9 @@ from typing import TYPE_CHECKING, Any
 from minibg.server import access
 from minibg.server.body import Body, ChunkedBody, LengthBody
 from minibg.server.cycle import UNANSWERED, Cycle, Stage
-from minibg.server.head import BAD, Refused, check_beginning, read_head, scope_of
+from minibg.server.head import Refused, check_beginning, read_head, scope_of
 from minibg.server.limits import PROGRESS
-from minibg.server.writer import CONTINUE, UNREAD, plain_response
+from minibg.server.writer import UNREAD, Fields, plain_response
 
 if TYPE_CHECKING:
     from minibg.server.server import Server
@@ -127,13 +127,10 @@ class Connection(asyncio.Protocol):
         server.connections.add(self)
         self._deadline = server.deadline(server.limits.header_timeout)
         excess = len(server.connections) - server.limits.max_connections
-        if server.stopping.is_set():
-            transport.close()
-        elif excess > server.limits.max_connections:  # to refuse costs a socket too, so there is an end to answers
-            transport.abort()
+        if server.stopping.is_set() or excess > server.limits.max_connections:
+            transport.abort()  # to refuse costs a socket too, so there is an end to answers
         elif excess > 0:
-            retry_after = [(b"retry-after", b"1")]
-            self._refuse(Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", retry_after))
+            self.fail(HTTPStatus.SERVICE_UNAVAILABLE, [(b"retry-after", b"1")])
 
     def data_received(self, data: bytes) -> None:
         """Give the bytes the meaning of the phase."""
@@ -150,11 +147,9 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has sent all it will. True keeps our half open."""
         self._half_closed = True
-        if self.phase is Phase.HEAD:
-            self._refuse(Refused(BAD, "the request head ends early"))
-        elif self.phase is Phase.BODY:  # RFC 9112 §8: an incomplete request
+        if self.phase in (Phase.HEAD, Phase.BODY):  # RFC 9112 §8: an incomplete request
             self._last_request = True
-            self.fail(BAD)
+            self.fail(HTTPStatus.BAD_REQUEST)
         elif self.phase is not Phase.RESPONSE:
             self.transport.close()
         return self.transport.can_write_eof()  # TLS cannot stay half open, and warns
@@ -198,7 +193,8 @@ class Connection(asyncio.Protocol):
             if data and self.phase is Phase.IDLE:
                 self.phase, self._deadline = Phase.HEAD, self.server.deadline(self.server.limits.header_timeout)
         except Refused as refused:
-            self._refuse(refused)
+            logger.debug("refused with %d: %s", refused.status, refused)
+            self.fail(refused.status, refused.headers)
 
     def _begin(self, head: bytes, rest: bytes) -> None:
         """Start the cycle of one request; ``rest`` is what lies behind its head. Raises `Refused`."""
@@ -216,7 +212,7 @@ class Connection(asyncio.Protocol):
         if server.trust:
             scope["client"], scope["scheme"] = server.trust.client_and_scheme(scope)
         self._cycle = cycle = Cycle(self, request, scope, arrived, complete=complete)
-        self.phase, self._deadline, self._read_mark = Phase.RESPONSE, inf, 0
+        self.phase, self._deadline = Phase.RESPONSE, inf
         if not complete:
             self.phase, self._deadline = Phase.BODY, server.deadline(server.limits.body_timeout)
         cycle.task = server.loop.create_task(cycle.run(), context=server.context.copy())
@@ -244,13 +240,6 @@ class Connection(asyncio.Protocol):
         if cycle.feed(decoded, complete=body.complete) > BUFFER and not body.complete:
             self.transport.pause_reading()
             self._deadline = inf  # it is the application that keeps us waiting
-
-    def wants_body(self) -> None:
-        """The application waits for more of the body: say so to a client that asked (RFC 9110 §10.1.1)."""
-        cycle = self._cycle
-        if cycle is not None and cycle.continue_due and cycle.stage in UNANSWERED:
-            cycle.continue_due = False
-            self.write(CONTINUE)
 
     def body_taken(self) -> None:
         """The application has taken what had arrived: read on."""
@@ -289,6 +278,7 @@ class Connection(asyncio.Protocol):
 
     def _next_cycle(self) -> None:
         self.phase, self._deadline = Phase.IDLE, self.server.deadline(self.server.limits.keep_alive)
+        self._read_mark = 0
         if self._pending:
             self._next_request()
         if self._half_closed:
@@ -299,29 +289,23 @@ class Connection(asyncio.Protocol):
 
     # --- ends ---
 
-    def fail(self, status: HTTPStatus) -> None:
+    def fail(self, status: HTTPStatus, headers: Fields = ()) -> None:
         """The request cannot go on: answer if that is still possible, else cut, but leave a whole response alone."""
-        cycle = self._cycle
-        if cycle is None:
+        cycle, server = self._cycle, self.server
+        if self.phase is Phase.DISCARD:
             self._close()
-        elif cycle.stage in UNANSWERED:
-            answer = plain_response(status, self.server.date, cycle.request)
-            cycle.status, cycle.size = status.value, len(answer)
+        elif cycle is None or cycle.stage in UNANSWERED:
+            answer = plain_response(status, server.date, cycle.request if cycle else UNREAD, headers)
+            if cycle is not None:
+                cycle.status, cycle.size = status.value, len(answer)
+            elif server.access_log:
+                line = self._pending.partition(b"\r\n")[0][:200]
+                access.log(self._scope["client"], line, status.value, len(answer), 0.0)
             self._lose_cycle()
             self.transport.write(answer)
             self._close()
         elif cycle.stage is Stage.STREAMING:
             self.cut()
-
-    def _refuse(self, refused: Refused) -> None:
-        """Answer a request that never reached the application."""
-        answer = plain_response(refused.status, self.server.date, UNREAD, refused.headers)
-        logger.debug("refused with %d: %s", refused.status, refused)
-        if self.server.access_log:
-            line = self._pending.partition(b"\r\n")[0][:200]
-            access.log(self._scope["client"], line, refused.status, len(answer), 0.0)
-        self.transport.write(answer)
-        self._close()
 
     def cut(self) -> None:
         """Reset the connection, so that the client cannot take what it has for the whole."""
@@ -376,12 +360,9 @@ class Connection(asyncio.Protocol):
             self.cut()
 
     def _expire_reading(self) -> None:
-        phase = self.phase
-        if phase is Phase.HEAD:
-            self._refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, "the request head is late"))
-        elif phase is Phase.CLOSING:
+        if self.phase is Phase.CLOSING:
             self.transport.abort()
-        elif phase is Phase.IDLE:
+        elif self.phase is Phase.IDLE:
             self.transport.close()
         elif self._read_mark >= PROGRESS:
             self._read_mark, self._deadline = 0, self.server.deadline(self.server.limits.body_timeout)

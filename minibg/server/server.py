@@ -41,7 +41,6 @@ from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
 from email.utils import formatdate
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from minibg.asgi import ASGIApp
@@ -107,9 +106,7 @@ class Server:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.stop()
 
     # --- start ---
@@ -119,25 +116,19 @@ class Server:
         self.loop = asyncio.get_running_loop()
         #: What each request starts with a copy of.
         self.context = contextvars.copy_context()
-        tls = None
+        options: dict[str, Any] = {"backlog": BACKLOG}
         if self.ssl_certfile:
-            tls = tls_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
-        handshake_timeout = self.limits.header_timeout if tls else None
+            options["ssl"] = tls_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
+            options["ssl_handshake_timeout"] = self.limits.header_timeout
         with ExitStack() as undo:
             sockets = [undo.enter_context(sock) for sock in self._bind()]
             await self._lifespan.startup()
             self._tick()
             for sock in sockets:
-                listener = await self.loop.create_server(
-                    lambda: Connection(self),
-                    sock=sock,
-                    backlog=BACKLOG,
-                    ssl=tls,
-                    ssl_handshake_timeout=handshake_timeout,
-                )
-                self._listeners.append(listener)
+                self._listeners += [await self.loop.create_server(lambda: Connection(self), sock=sock, **options)]
             undo.pop_all()
-        logger.info("listening on %s", ", ".join(map(_printable, self.addresses)))
+        names = [each if isinstance(each, str) else "{} port {}".format(*each) for each in self.addresses]
+        logger.info("listening on %s", ", ".join(names))
 
     def _bind(self) -> list[socket.socket]:
         if self.fd is not None:
@@ -228,10 +219,3 @@ class Server:
         for wait in waits:
             wait.cancel()
         return event.is_set()
-
-
-def _printable(address: tuple[str, int] | str) -> str:
-    if isinstance(address, str):
-        return f"unix:{address}"
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
