@@ -21,7 +21,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
 from minibg.background import NotAccepted
@@ -33,12 +33,16 @@ from minibg.web.routing import Route, Router, compile_path
 from minibg.web.threads import Threads
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-#: What a decorator does: it registers a function and leaves it as it was.
-Register = Callable[[Handler], Handler]
 #: ``(request, exception) -> Response``, sync or async; by status or by class.
 ExceptionHandlers = Mapping[int | type[Exception], Callable[[Request, Any], Any]]
 #: ``(app) -> async context manager``, which may give a dict that becomes each request's state.
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+
+
+class Register(Protocol):
+    """A decorator that registers a function and leaves it as it was."""
+
+    def __call__(self, handler: Handler, /) -> Handler: ...
 
 
 class _Sending:
@@ -101,7 +105,7 @@ class App:
         response_class: type[Response] = JSONResponse,
         dependencies: Iterable[Dependency] = (),
         name: str | None = None,
-    ) -> Register[Handler]:
+    ) -> Register:
         """Answer these methods of `path` with the decorated function. The other verbs take the same options.
 
         What it returns becomes a `response_class` with that status. `dependencies` run before it, for what they do and
@@ -109,7 +113,7 @@ class App:
         nothing can fill.
         """
 
-        def register(handler: Handler) -> Handler:
+        def register(handler: Handler, /) -> Handler:
             called = name or str(getattr(handler, "__name__", handler))
             plan = Plan(handler, compile_path(path)[1], dependencies)
             self._router.add(path, methods, Route(called, plan, status_code, response_class))
@@ -117,41 +121,41 @@ class App:
 
         return register
 
-    def get(self, path: str, **options: Any) -> Register[Handler]:
+    def get(self, path: str, **options: Any) -> Register:
         """Answer GET, and HEAD unless it has a handler of its own."""
         return self.route(path, methods=["GET"], **options)
 
-    def post(self, path: str, **options: Any) -> Register[Handler]:
+    def post(self, path: str, **options: Any) -> Register:
         """Answer POST."""
         return self.route(path, methods=["POST"], **options)
 
-    def put(self, path: str, **options: Any) -> Register[Handler]:
+    def put(self, path: str, **options: Any) -> Register:
         """Answer PUT."""
         return self.route(path, methods=["PUT"], **options)
 
-    def patch(self, path: str, **options: Any) -> Register[Handler]:
+    def patch(self, path: str, **options: Any) -> Register:
         """Answer PATCH."""
         return self.route(path, methods=["PATCH"], **options)
 
-    def delete(self, path: str, **options: Any) -> Register[Handler]:
+    def delete(self, path: str, **options: Any) -> Register:
         """Answer DELETE."""
         return self.route(path, methods=["DELETE"], **options)
 
-    def head(self, path: str, **options: Any) -> Register[Handler]:
+    def head(self, path: str, **options: Any) -> Register:
         """Answer HEAD."""
         return self.route(path, methods=["HEAD"], **options)
 
-    def options(self, path: str, **options: Any) -> Register[Handler]:
+    def options(self, path: str, **options: Any) -> Register:
         """Answer OPTIONS; nothing does it by itself."""
         return self.route(path, methods=["OPTIONS"], **options)
 
-    def exception_handler(self, kind: int | type[Exception]) -> Register[Handler]:
+    def exception_handler(self, kind: int | type[Exception]) -> Register:
         """Answer a status of HTTPException, or an exception class, with what the decorated function returns.
 
         The one for 500 or Exception answers what nobody else does; that exception still reaches the server's log.
         """
 
-        def register(handler: Handler) -> Handler:
+        def register(handler: Handler, /) -> Handler:
             self._exception_handlers[kind] = handler
             return handler
 

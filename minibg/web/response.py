@@ -87,7 +87,7 @@ class Response:
         """Ask the client to forget a cookie. Its path and domain are those it was set with."""
         self.set_cookie(key, "", **{**options, "max_age": 0, "expires": 0})
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body})
@@ -147,7 +147,7 @@ class StreamingResponse(Response):
     def render(self, _: Any) -> None:
         """Nothing yet."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send it. To HEAD only the head is owed, and the iterator is not asked for anything."""
         content = self.content
         chunks = content if isinstance(content, AsyncIterable) else scope["minibg.threads"].iterate(content)
@@ -182,7 +182,7 @@ class FileResponse(Response):
     def render(self, _: Any) -> None:
         """Nothing yet."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send it, read in threads."""
         run = scope["minibg.threads"].run
         file = await run(self.content.open, "rb")

@@ -57,7 +57,7 @@ class Answer:
 def scope_of(method: str, target: str, headers: dict[str, str] | None = None, **more: Any) -> Scope:
     path, _, query = target.partition("?")
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
-    scope: Scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.5"}, "http_version": "1.1"}
+    scope: dict[str, Any] = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.5"}, "http_version": "1.1"}
     scope |= {"method": method, "scheme": "http", "path": path, "raw_path": path.encode(), "root_path": ""}
     scope |= {"query_string": query.encode(), "headers": raw, "client": ("127.0.0.1", 4000), "server": ("test", 80)}
     return {**scope, **more}
