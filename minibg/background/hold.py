@@ -37,13 +37,14 @@ T = TypeVar("T")
 class BackgroundTasks:
     """Tasks that run when the response has left. One per request; handlers and dependencies share it."""
 
-    __slots__ = ("_origin", "_released", "_runs", "pool")
+    __slots__ = ("_committed", "_origin", "_released", "_runs", "pool")
 
     def __init__(self, pool: "Pool", origin: str = "") -> None:
         #: The pool that runs them.
         self.pool = pool
         self._origin = origin
         self._runs: list[Run] = []
+        self._committed = 0
         self._released = False
 
     def __len__(self) -> int:
@@ -75,8 +76,9 @@ class BackgroundTasks:
 
     async def commit(self) -> None:
         """Promise to run what is held so far. Raises NotAccepted; then nothing of it is promised."""
-        if self._runs:
+        if len(self._runs) > self._committed:
             await self.pool.commit(self._runs)
+            self._committed = len(self._runs)
 
     def release(self) -> None:
         """Give what is held to the workers: the response has left."""
@@ -89,5 +91,6 @@ class BackgroundTasks:
         """Drop what is held: the handler failed. Keeps those that run always."""
         dropped = [run for run in self._runs if not run.options.always]
         self._runs = [run for run in self._runs if run.options.always]
+        self._committed = 0
         for run in dropped:
             self.pool.drop(run)

@@ -292,7 +292,8 @@ class Pool:
     def admit(self, run: Run, already: int = 0) -> Run:
         """Take a run on, for a response that holds ``already`` others. Gives the unfinished run with its key, if any.
 
-        With overflow "wait" the places are taken by ``commit``, and only a batch that can never fit is refused here.
+        With overflow "wait" the places are taken by ``commit``, and only a batch that can never fit is refused here. A run
+        that runs always takes its place at once: it cannot wait for a commit that may never come.
         """
         if self._state is PoolState.STOPPED or self._workers.stopping:
             raise PoolStopped("the pool has stopped: nothing is taken on any more", retry_after=1)
@@ -300,7 +301,7 @@ class Pool:
         if twin is not None:
             twin.holders += 1
             return twin
-        if self._overflow == "reject":
+        if self._overflow == "reject" or run.options.always:
             self._queue.take_place_nowait(run)
             self._journal.add(run)
         elif already >= self._queue.limit:

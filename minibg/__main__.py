@@ -1,0 +1,121 @@
+"""The command: ``minibg module:app``.
+
+The options are read from `Server`, `Limits` and `Pool`: name, default, and type are theirs, so the command cannot
+differ from ``serve()``. What is not theirs is below: how the application is found, the loop, the logging.
+
+Each option can also be set by the environment: ``MINIBG_QUEUE_LIMIT=50`` is ``--queue-limit 50``. The command line wins.
+
+Exit codes: 0 after a stop, 1 when the application cannot be imported or the address cannot be bound, 2 for wrong
+options, 3 when the application failed to start up. All but the first with one line that says why; ``--log-level debug``
+adds the traceback.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__
+from .background import Pool
+from .server import Limits, Server, StartupFailed
+from .server.access import JsonFormatter
+from .serving import LIMITS, POOL, SERVER, AppNotFound, run
+
+TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+#: What the options of `Server` and `Pool` are, in the words of the command.
+HELP = {
+    "host": "name or address to listen on",
+    "port": "port to listen on; 0 takes a free one",
+    "uds": "path of a Unix socket to listen on, instead of host and port",
+    "uds_permissions": "mode of that socket, octal: 660",
+    "fd": "number of an open socket to listen on (socket activation)",
+    "ssl_certfile": "certificate chain, PEM; turns TLS on",
+    "ssl_keyfile": "its key, if it is in a file of its own",
+    "ssl_keyfile_password": "the password of the key",
+    "root_path": "path under which a proxy has mounted the application",
+    "forwarded_allow_ips": "addresses and networks, comma-separated, whose X-Forwarded headers are believed",
+    "access_log": "write a line per request",
+    "workers": "tasks that run at once",
+    "queue_limit": "tasks that may be held, ready or waiting",
+    "overflow": "beyond that: reject at once, or wait",
+    "overflow_timeout": "seconds a response waits for places",
+    "drain_timeout": "seconds a stop waits for tasks",
+    "keep_finished": "finished tasks that are remembered",
+    "keep_for": "seconds they are remembered",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, serve, and exit with the right code."""
+    options = vars(parser().parse_args(arguments))
+    level = options.pop("log_level").upper()
+    _configure_logging(level, options.pop("log_format"))
+    try:
+        run(**options)
+    except StartupFailed as error:
+        _give_up(3, f"the application failed to start: {error}", level)
+    except (AppNotFound, OSError, TypeError, ValueError) as error:
+        _give_up(1, str(error), level)
+
+
+def _give_up(code: int, message: str, level: str) -> typing.NoReturn:
+    logging.getLogger("minibg").error("%s", message, exc_info=level == "DEBUG")
+    sys.exit(code)
+
+
+def _configure_logging(level: str, log_format: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        "minibg", description="Serve an ASGI application, and its tasks after the response."
+    )
+    parser.add_argument("app", help="where the application is: module:attribute")
+    parser.add_argument("--version", action="version", version=f"minibg {__version__}")
+    parser.add_argument("--factory", action="store_true", help="call it to get the application")
+    parser.add_argument("--app-dir", default=_default("app_dir", "."), help="folder to import it from (.)")
+    parser.add_argument("--loop", choices=("auto", "asyncio", "uvloop"), default=_default("loop", "auto"))
+    levels = ("debug", "info", "warning", "error")
+    parser.add_argument("--log-level", choices=levels, default=_default("log_level", "info"))
+    parser.add_argument("--log-format", choices=("text", "json"), default=_default("log_format", "text"))
+    hints = typing.get_type_hints(Server) | typing.get_type_hints(Limits) | typing.get_type_hints(Pool.__init__)
+    for name, option in {**SERVER, **LIMITS, **POOL}.items():
+        _add_option(parser, name, hints[name], option.default, getattr(option, "metadata", {}).get("help"))
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, help_text: str | None) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    text = f"{help_text or HELP[name]} ({default})"
+    if hint is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=_default(name, default), help=text)
+    elif typing.get_origin(hint) is typing.Literal:
+        parser.add_argument(flag, choices=typing.get_args(hint), default=_default(name, default), help=text)
+    else:
+        if isinstance(hint, types.UnionType):  # "int | None": None means that the option was not given.
+            hint = typing.get_args(hint)[0]
+        kind = octal if name == "uds_permissions" else hint
+        parser.add_argument(flag, type=kind, default=_default(name, default), help=text, metavar=hint.__name__.upper())
+
+
+def octal(text: str) -> int:
+    """Read the mode of a file as chmod does."""
+    return int(text, 8)
+
+
+def _default(name: str, default: Any) -> Any:
+    """Look into the environment. A string is parsed by argparse as if it had stood on the command line."""
+    return os.environ.get(f"MINIBG_{name.upper()}", default)
+
+
+if __name__ == "__main__":
+    main()
