@@ -43,10 +43,8 @@ class JsonFormatter(logging.Formatter):
         """The record as JSON."""
         time = self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
         line: dict[str, object] = {"time": time, "level": record.levelname, "logger": record.name}
-        if record.name == logger.name:
-            line |= {part: getattr(record, part) for part in PARTS}
-        else:
-            line["message"] = record.getMessage()
+        access = {part: getattr(record, part, None) for part in PARTS}
+        line |= access if record.name == logger.name else {"message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

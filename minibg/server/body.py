@@ -1,7 +1,7 @@
 """The bytes after a request head -> the request body. Pure.
 
-A body ends after as many bytes as Content-Length says, or with the last chunk (RFC 9112 §6.3). Both readers here are
-push parsers: `feed` takes what came and gives back what of it is body; when ``complete`` is true, ``rest`` is what lies
+A body ends after as many bytes as Content-Length says, or with the last chunk (RFC 9112 §6.3). The reader is a
+push parser: `feed` takes what came and gives back what of it is body; when ``complete`` is true, ``rest`` is what lies
 behind the end: the next request.
 
 Why h11 does not read the body, although it could: it throws chunk extensions and the form of the trailers away before
@@ -36,37 +36,20 @@ _END = re.compile(rb"\r\n")
 _TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)?\r\n")
 
 
-class LengthBody:
-    """A body of as many bytes as Content-Length says."""
+class Body:
+    """The reader of one body."""
 
     complete = False
     rest = b""
 
-    def __init__(self, length: int) -> None:
-        #: Bytes that are still to come.
-        self.left = length
-
-    def feed(self, data: bytes) -> bytes:
-        """What of the data is body."""
-        body, self.rest = data[: self.left], data[self.left :]
-        self.left -= len(body)
-        self.complete = not self.left
-        return body
-
-
-class ChunkedBody:
-    """A body in chunks."""
-
-    complete = False
-    rest = b""
-
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, length: int | None, limits: Limits) -> None:
+        """``length`` is the Content-Length; None means chunks."""
         self._limits = limits
-        #: Bytes of the current chunk that are still to come.
-        self.left = 0
+        #: Bytes of the body, or of the current chunk, that are still to come.
+        self.left = length or 0
         self._size = self._trailers = 0
-        #: What the next line has to be, and the beginning of it.
-        self._expected = _SIZE
+        #: What the next line has to be, and the beginning of it. There are no lines in a body of known length.
+        self._expected = _SIZE if length is None else None
         self._line = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -78,14 +61,17 @@ class ChunkedBody:
                 pieces.append(data[at : at + self.left])
                 at += len(pieces[-1])
                 self.left -= len(pieces[-1])
+            if self._expected is None or self.left:
+                self.complete = not self.left
+                break
             end = data.find(b"\n", at) + 1
             self._check_length((end or len(data)) - at)
-            if self.left or not end:
+            if not end:
                 self._line = data[at:]
                 break
-            self._read_line(data[at:end])
+            self._read_line(self._expected, data[at:end])
             at = end
-        self.rest = data[at:]
+        self.rest = data[at:] if self.complete else b""
         return b"".join(pieces)
 
     def _check_length(self, length: int) -> None:
@@ -95,21 +81,18 @@ class ChunkedBody:
         elif length > _LINE_LIMIT:
             raise Refused(BAD, "chunk size line too long")
 
-    def _read_line(self, line: bytes) -> None:
-        match = self._expected.fullmatch(line)
+    def _read_line(self, expected: re.Pattern[bytes], line: bytes) -> None:
+        match = expected.fullmatch(line)
         if match is None:
             raise Refused(BAD, "not a chunked body")
-        if self._expected is _SIZE:
+        if expected is _SIZE:
             self.left = int(match[1], 16)
             self._size += self.left
             self._expected = _END if self.left else _TRAILER
             if self._size > self._limits.max_body:
                 raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "chunked body too large")
-        elif self._expected is _END:
+        elif expected is _END:
             self._expected = _SIZE
         else:
             self._trailers += len(line)
             self.complete = line == b"\r\n"
-
-
-Body = LengthBody | ChunkedBody

@@ -95,9 +95,7 @@ class Cycle:
         #: 100 Continue is still owed.
         self.continue_due = request.expects_continue and not arrived and not complete
         #: The part of the body that waits for the application, and whether it is the last, and was taken.
-        self._arrived: bytes | bytearray = arrived
-        self._complete = complete
-        self._delivered = False
+        self._arrived, self._complete, self._delivered = arrived, complete, False
         self._framing, self._left = Framing.NONE, 0
         self._headers: Fields = ()
         self._news: asyncio.Event | None = None
@@ -155,7 +153,7 @@ class Cycle:
         """The next piece of the body, then "http.disconnect" (ASGI http, "Request" and "Disconnect")."""
         while self.stage not in OVER:
             if not self._delivered and (self._arrived or self._complete):
-                body, self._arrived = bytes(self._arrived), b""
+                body, self._arrived = self._arrived, b""
                 self._delivered = self._complete
                 self._connection.body_taken()
                 return {"type": "http.request", "body": body, "more_body": not self._complete}
@@ -168,8 +166,6 @@ class Cycle:
     def feed(self, data: bytes, *, complete: bool) -> int:
         """More of the body has arrived. The bytes that wait for the application."""
         if self.stage not in OVER:
-            if not isinstance(self._arrived, bytearray):
-                self._arrived = bytearray(self._arrived)
             self._arrived += data
         self._complete = complete
         self.continue_due = False  # the client did not wait

@@ -134,7 +134,8 @@ def _checked(event: h11.Request, limits: Limits) -> Request:
         raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "declared body too large")
     # RFC 9110 §10.1.1: MUST ignore it in HTTP/1.0, MAY ignore other expectations.
     expects = not http10 and own.get(b"expect", b"").lower() == b"100-continue"
-    close = any(name == b"connection" and b"close" in _members(value) for name, value in headers)
+    told = b",".join(value for name, value in headers if name == b"connection").lower().translate(None, b" \t")
+    close = b"close" in told.split(b",")
     return Request(event.method, event.target, headers, http10, length, not (http10 or close), expects)
 
 
@@ -145,10 +146,6 @@ def _body_length(own: dict[bytes, bytes], *, http10: bool) -> int | None:
     if b"content-length" in own or http10:
         raise Refused(BAD, "Transfer-Encoding with Content-Length, or in HTTP/1.0")
     return None
-
-
-def _members(value: bytes) -> list[bytes]:
-    return [member.strip() for member in value.lower().split(b",")]
 
 
 def _check_target(method: bytes, target: bytes) -> None:

@@ -42,7 +42,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from minibg.server import access
-from minibg.server.body import Body, ChunkedBody, LengthBody
+from minibg.server.body import Body
 from minibg.server.cycle import UNANSWERED, Cycle, Stage
 from minibg.server.head import Refused, check_beginning, read_head, scope_of
 from minibg.server.limits import PROGRESS
@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
         #: The kernel has not yet taken all that was written.
         self.paused = False
         self._cycle: Cycle | None = None
-        self._body: Body = LengthBody(0)
+        self._body = Body(0, server.limits)
         #: Bytes that belong to the next request.
         self._pending = b""
         #: The two deadlines, and where the progress towards them was measured last.
@@ -117,13 +117,10 @@ class Connection(asyncio.Protocol):
         # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume when empty.
         transport.set_write_buffer_limits(high=1 if tls else 0, low=0)
         peer, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self._scope = {
-            "type": "http",
-            "scheme": "https" if tls else "http",
-            "client": (peer[0], peer[1]) if isinstance(peer, tuple) else None,
-            "server": (here[0], here[1]) if isinstance(here, tuple) else (here, None),
-            "root_path": server.root_path,
-        }
+        client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
+        name = (here[0], here[1]) if isinstance(here, tuple) else (here, None)
+        self._scope = {"type": "http", "scheme": "https" if tls else "http", "client": client, "server": name}
+        self._scope["root_path"] = server.root_path
         server.connections.add(self)
         self._deadline = server.deadline(server.limits.header_timeout)
         excess = len(server.connections) - server.limits.max_connections
@@ -174,7 +171,7 @@ class Connection(asyncio.Protocol):
         """Nobody is there any more."""
         self.phase = Phase.CLOSING
         self.server.connections.discard(self)
-        self._lose_cycle()
+        self._end_cycle(Stage.GONE)
         self.server.left()
 
     # --- requests ---
@@ -202,7 +199,7 @@ class Connection(asyncio.Protocol):
         request = read_head(head, server.limits)
         arrived, complete = b"", True
         if request.length != 0:
-            body = self._body = ChunkedBody(server.limits) if request.length is None else LengthBody(request.length)
+            body = self._body = Body(request.length, server.limits)
             arrived, complete, rest = body.feed(rest), body.complete, body.rest
         self._pending = rest
         scope = scope_of(request, self._scope)
@@ -253,7 +250,7 @@ class Connection(asyncio.Protocol):
         """Hand bytes to the transport; a transport that fails at once means that the client has gone."""
         self.transport.write(data)
         if self.transport.is_closing():
-            self._lose_cycle()
+            self._end_cycle(Stage.GONE)
 
     def must_close(self, cycle: Cycle) -> bool:
         """Whether this response is the last one, asked when its head is written."""
@@ -264,9 +261,7 @@ class Connection(asyncio.Protocol):
 
     def response_taken(self, cycle: Cycle) -> None:
         """The kernel has the last byte: on to what comes next."""
-        cycle.move(Stage.SENT)
-        self._log(cycle)
-        self._cycle = None
+        self._end_cycle(Stage.SENT)
         if cycle.close or self._last_request:
             self._close()
         elif self.phase is Phase.BODY:
@@ -301,7 +296,7 @@ class Connection(asyncio.Protocol):
             elif server.access_log:
                 line = self._pending.partition(b"\r\n")[0][:200]
                 access.log(self._scope["client"], line, status.value, len(answer), 0.0)
-            self._lose_cycle()
+            self._end_cycle(Stage.GONE)
             self.transport.write(answer)
             self._close()
         elif cycle.stage is Stage.STREAMING:
@@ -311,7 +306,7 @@ class Connection(asyncio.Protocol):
         """Reset the connection, so that the client cannot take what it has for the whole."""
         if not self.transport.is_closing():
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._lose_cycle()
+        self._end_cycle(Stage.GONE)
         self.transport.abort()
 
     def shutdown(self) -> None:
@@ -330,18 +325,15 @@ class Connection(asyncio.Protocol):
             self.transport.write_eof()
             self.transport.resume_reading()
 
-    def _lose_cycle(self) -> None:
-        """Tell the current request that its client has gone."""
+    def _end_cycle(self, stage: Stage) -> None:
+        """The response has been taken, or its client has gone."""
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
-            cycle.move(Stage.GONE)
-            self._log(cycle)
-
-    def _log(self, cycle: Cycle) -> None:
-        if self.server.access_log:
-            request, seconds = cycle.request, self.server.loop.time() - cycle.started_at
-            line = b"%b %b HTTP/%b" % (request.method, request.target, b"1.0" if request.http10 else b"1.1")
-            access.log(cycle.scope["client"], line, cycle.status, cycle.size, seconds)
+            cycle.move(stage)
+            if self.server.access_log:
+                request, seconds = cycle.request, self.server.loop.time() - cycle.started_at
+                line = b"%b %b HTTP/%b" % (request.method, request.target, b"1.0" if request.http10 else b"1.1")
+                access.log(cycle.scope["client"], line, cycle.status, cycle.size, seconds)
 
     # --- deadlines ---
 

@@ -49,7 +49,7 @@ class Head(NamedTuple):
     #: The status line, the headers and the blank line.
     data: bytes
     framing: Framing
-    #: Bytes of the body; -1 where the framing does not say.
+    #: Bytes of the body, if that is the framing.
     length: int
     #: The connection ends after this response.
     close: bool
@@ -77,52 +77,42 @@ def response_head(
     Raises ValueError or TypeError if the application asks for what HTTP cannot say.
     """
     lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-    length = -1
-    owned = {b"date": date, b"server": b"minibg"}
+    own = {b"date": date, b"server": b"minibg"}
     for name, value in headers:
         lowered = name.lower()
-        if lowered not in _OWNED:
+        if lowered in _OWNED:
+            own[lowered] = value
+        else:
             lines += name, b": ", value, b"\r\n"
-        elif lowered == b"content-length":
-            length = _content_length(value, length)
-        elif lowered == b"connection":
-            close = close or b"close" in value.lower()
-        elif lowered in owned:
-            owned[lowered] = value
-    framing, length = _framing(request, status, whole, length)
-    if length >= 0:
+    framing, length = _framing(request, status, whole, own.get(b"content-length"))
+    if length is not None:
         lines.append(b"content-length: %d\r\n" % length)
     elif framing is Framing.CHUNKED:
         lines.append(b"transfer-encoding: chunked\r\n")
-    close = close or framing is Framing.CLOSE
+    close = close or framing is Framing.CLOSE or b"close" in own.get(b"connection", b"").lower()
     # RFC 9110 §6.6.1: an origin server with a clock MUST send Date. RFC 9112 §9.6: close SHOULD be announced.
-    lines += b"date: ", owned[b"date"], b"\r\nserver: ", owned[b"server"]
+    lines += b"date: ", own[b"date"], b"\r\nserver: ", own[b"server"]
     lines.append(b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n")
     data = b"".join(lines)
     if _HEAD.fullmatch(data) is None:
         raise ValueError(f"not a valid response head: status {status!r}, headers {headers!r}")
-    return Head(data, framing, length, close)
+    return Head(data, framing, length or 0, close)
 
 
-def _content_length(value: bytes, seen: int) -> int:
-    if not value.isdigit() or seen not in (-1, int(value)):
-        raise ValueError(f"not one valid Content-Length: {value!r}")
-    return int(value)
-
-
-def _framing(request: Request, status: int, whole: int | None, length: int) -> tuple[Framing, int]:
-    """Framing and Content-Length (-1: none is sent), in the order of RFC 9112 §6.3."""
+def _framing(request: Request, status: int, whole: int | None, said: bytes | None) -> tuple[Framing, int | None]:
+    """Framing and Content-Length (None: it is not sent), in the order of RFC 9112 §6.3."""
+    if said is not None and not said.isdigit():
+        raise ValueError(f"not a Content-Length: {said!r}")
     if status == 204:  # RFC 9110 §8.6: MUST NOT send Content-Length with 204.
-        return Framing.NONE, -1
+        return Framing.NONE, None
     if status == 205:  # RFC 9110 §15.3.6: no content, and the client must see where it ends.
         return Framing.NONE, 0
-    if request.method == b"HEAD" or status == 304:  # the length, if given, is the one a GET would have had
-        return Framing.NONE, length
-    if length >= 0:
+    length = whole if said is None else int(said)
+    if request.method == b"HEAD" or status == 304:  # the length, if it is told, is the one a GET would have had
+        return Framing.NONE, length if said else None
+    if length is not None:
         return Framing.LENGTH, length
-    if whole is not None:
-        return Framing.LENGTH, whole
-    return (Framing.CLOSE if request.http10 else Framing.CHUNKED), -1
+    return (Framing.CLOSE if request.http10 else Framing.CHUNKED), None
 
 
 def chunk(data: bytes, *, last: bool) -> bytes:
