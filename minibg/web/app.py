@@ -21,6 +21,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
@@ -34,7 +35,8 @@ from minibg.web.threads import Threads
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 #: ``(request, exception) -> Response``, sync or async; by status or by class.
-ExceptionHandlers = Mapping[int | type[Exception], Callable[[Request, Any], Any]]
+ExceptionHandler = Callable[[Request, Any], Any]
+ExceptionHandlers = Mapping[int | type[Exception], ExceptionHandler] | None
 #: ``(app) -> async context manager``, which may give a dict that becomes each request's state.
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
@@ -58,8 +60,6 @@ class _Sending:
 
 
 async def _http_exception(_: Request, error: HTTPException) -> Response:
-    if error.status_code in {204, 304}:  # RFC 9110 §15.3.5, §15.4.5: no content
-        return Response(None, error.status_code, error.headers)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
@@ -75,11 +75,7 @@ class App:
     """
 
     def __init__(
-        self,
-        *,
-        debug: bool = False,
-        lifespan: Lifespan | None = None,
-        exception_handlers: ExceptionHandlers | None = None,
+        self, *, debug: bool = False, lifespan: Lifespan | None = None, exception_handlers: ExceptionHandlers = None
     ) -> None:
         self.debug = debug
         self.state = State({})
@@ -88,7 +84,7 @@ class App:
         self._threads = Threads()
         self._middleware: list[tuple[Callable[..., ASGIApp], dict[str, Any]]] = []
         self._stack: ASGIApp | None = None
-        self._exception_handlers: dict[Any, Callable[[Request, Any], Any]] = {
+        self._exception_handlers: dict[Any, ExceptionHandler] = {
             HTTPException: _http_exception,
             NotAccepted: _not_accepted,
             **(exception_handlers or {}),
@@ -261,12 +257,10 @@ def _drop_tasks(scope: Scope) -> None:
         scope["minibg.background"].drop()
 
 
-async def _call(handler: Callable[[Request, Any], Any], request: Request, error: Exception) -> Response:
+async def _call(handler: ExceptionHandler, request: Request, error: Exception) -> Response:
     """An exception handler's response."""
-    if inspect.iscoroutinefunction(handler):
-        response: Response = await handler(request, error)
-    else:
-        response = await request.threads.run(handler, request, error)
+    is_async = inspect.iscoroutinefunction(handler)
+    response: Response = await (handler if is_async else partial(request.threads.run, handler))(request, error)
     return response
 
 
@@ -274,6 +268,4 @@ def _made(route: Route, result: Any) -> Response:
     """The response of what a handler returned."""
     if route.status_code is None:
         return route.response_class(result)
-    if route.status_code in {204, 304}:  # RFC 9110 §15.3.5, §15.4.5: no content, so None is not said as JSON
-        return Response(None, route.status_code)
     return route.response_class(result, route.status_code)

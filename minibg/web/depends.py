@@ -44,16 +44,18 @@ INVALID: Any = object()
 BOOLEANS = {"true": True, "1": True, "on": True, "yes": True, "t": True, "y": True} | dict.fromkeys(
     ["false", "0", "off", "no", "f", "n"], False
 )
+
+
+def _to_bool(text: str) -> bool:
+    return BOOLEANS[text.lower()]
+
+
 #: How a value is read from text, and FastAPI's words for a text that is none.
 SCALARS: dict[object, tuple[Callable[[str], Any], str, str]] = {
     str: (str, "", ""),
     int: (int, "int_parsing", "Input should be a valid integer, unable to parse string as an integer"),
     float: (float, "float_parsing", "Input should be a valid number, unable to parse string as a number"),
-    bool: (
-        lambda text: BOOLEANS[text.lower()],
-        "bool_parsing",
-        "Input should be a valid boolean, unable to interpret input",
-    ),
+    bool: (_to_bool, "bool_parsing", "Input should be a valid boolean, unable to interpret input"),
     UUID: (UUID, "uuid_parsing", "Input should be a valid UUID"),
 }
 

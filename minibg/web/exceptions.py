@@ -24,7 +24,10 @@ class HTTPException(Exception):
 
 
 class RequestValidationError(HTTPException):
-    """The request's parameters are not what the handler asks for: answered with 422 and every problem at once."""
+    """The request's parameters are not what the handler asks for: answered with 422 and every problem at once.
+
+    An HTTPException whose detail is the problems, so that who answers those in a way of his own answers these alike.
+    """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__(422, problems)

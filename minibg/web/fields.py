@@ -1,6 +1,6 @@
 """Names that may repeat: the fields of a head, of a query, of a form.
 
-`MultiDict` is a query or a form: a mapping in which the last value of a name is its value (as in Starlette) and
+`MultiDict` is a query or a form: a dict in which the last value of a name is its value (as in Starlette) and
 `getlist` gives them all.
 
 Header fields are another matter, because ASGI carries them as a list of pairs of bytes. `Headers` reads such a list, `MutableHeaders` also writes it. Neither copies it: what a handler sets on
@@ -20,21 +20,12 @@ from typing import TypeVar
 V = TypeVar("V")
 
 
-class MultiDict(Mapping[str, V]):
-    """The fields of a query or of a form, in order."""
+class MultiDict(dict[str, V]):
+    """The fields of a query or of a form."""
 
     def __init__(self, pairs: Iterable[tuple[str, V]] = ()) -> None:
         self._pairs = list(pairs)
-        self._last = dict(self._pairs)
-
-    def __getitem__(self, name: str) -> V:
-        return self._last[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._last)
-
-    def __len__(self) -> int:
-        return len(self._last)
+        super().__init__(self._pairs)
 
     def getlist(self, name: str) -> list[V]:
         """Every value of that name, in order."""

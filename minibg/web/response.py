@@ -50,14 +50,15 @@ class Response:
         self, content: Any = None, status_code: int = 200, headers: Fields = None, media_type: str | None = None
     ) -> None:
         self.status_code = status_code
-        self.content, self.body = content, self.render(content)
+        # RFC 9110 §8.6, §15.3.5, §15.4.5: these have no content, no length of it, and so no type.
+        has_content = status_code >= 200 and status_code not in {204, 304}
+        self.content, self.body = content, self.render(content) if has_content else b""
         fields = {name.lower(): value for name, value in (headers or {}).items()}
         media_type = media_type or self.media_type
-        if media_type is not None:
+        if media_type is not None and has_content:
             charset = "; charset=utf-8" if media_type.startswith("text/") and "charset=" not in media_type else ""
             fields.setdefault("content-type", media_type + charset)
-        # RFC 9110 §8.6: neither 1xx nor 204 may have a Content-Length; in a 304 it would be that of the 200.
-        if self.body is not None and status_code >= 200 and status_code not in {204, 304}:
+        if self.body is not None and has_content:
             fields.setdefault("content-length", str(len(self.body)))
         self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
 
@@ -188,12 +189,13 @@ class FileResponse(Response):
         file = await run(self.content.open, "rb")
         try:
             stat = await run(os.fstat, file.fileno())
-            self.headers.setdefault("last-modified", formatdate(stat.st_mtime, usegmt=True))
-            self.headers.setdefault("etag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
-            status, start, stop = self._selection(scope["method"], Headers(scope["headers"]), stat.st_size)
+            headers = MutableHeaders([*self.raw_headers])  # a copy: a response may be sent twice
+            headers.setdefault("last-modified", formatdate(stat.st_mtime, usegmt=True))
+            headers.setdefault("etag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
+            status, start, stop = self._selection(scope, headers, stat.st_size)
             if status != 304:
-                self.headers["content-length"] = str(stop - start)
-            await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
+                headers["content-length"] = str(stop - start)
+            await send({"type": "http.response.start", "status": status, "headers": headers.raw})
             await run(file.seek, start)
             while start < stop and scope["method"] != "HEAD":
                 chunk = await run(file.read, min(CHUNK, stop - start))
@@ -205,9 +207,10 @@ class FileResponse(Response):
         finally:
             await run(file.close)
 
-    def _selection(self, method: str, asked: Headers, size: int) -> tuple[int, int, int]:
+    def _selection(self, scope: Scope, headers: MutableHeaders, size: int) -> tuple[int, int, int]:
         """Status, first byte, and the byte after the last: the order of RFC 9110 §13.2.2."""
-        etag, modified = self.headers["etag"], self.headers["last-modified"]
+        asked, method = Headers(scope["headers"]), scope["method"]
+        etag, modified = headers["etag"], headers["last-modified"]
         if self.status_code != 200 or method not in {"GET", "HEAD"}:
             return self.status_code, 0, size
         if "if-none-match" in asked:  # §13.1.2: compared weakly, and If-Modified-Since is ignored
@@ -224,7 +227,7 @@ class FileResponse(Response):
         start = int(first) if first else max(0, size - int(last or 0))
         stop = min(size, int(last) + 1) if first and last else size
         if start >= stop:
-            self.headers["content-range"] = f"bytes */{size}"
+            headers["content-range"] = f"bytes */{size}"
             return 416, 0, 0
-        self.headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
+        headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
         return 206, start, stop

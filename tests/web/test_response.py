@@ -313,6 +313,12 @@ async def test_a_file_the_client_has_is_not_sent_again(file: Path) -> None:
         assert ("content-length" in answer.headers, answer.body == b"") == (status != 304, status == 304)
 
 
+async def test_a_response_may_be_sent_twice(file: Path) -> None:
+    response = FileResponse(file)
+    assert (await sent(response, headers={"Range": "bytes=0-1"})).headers["content-range"] == "bytes 0-1/10"
+    assert "content-range" not in (await sent(response)).headers
+
+
 async def test_conditions_are_for_a_plain_get(file: Path) -> None:
     asked = {"If-None-Match": "*", "Range": "bytes=0-1"}
     assert (await sent(FileResponse(file), "POST", headers=asked)).status == 200
