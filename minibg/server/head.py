@@ -70,7 +70,7 @@ class Request(NamedTuple):
 
 
 #: Bytes a head may consist of, but CR and LF, which are counted.
-_VISIBLE = bytes(set(range(256)) - set(range(32)) - {127} | {9})
+VISIBLE = bytes(set(range(256)) - set(range(32)) - {127} | {9})
 #: RFC 9110 §7.2: uri-host [ ":" port ], with RFC 3986's IP-literal and reg-name. May be empty.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-fvV:.]+\]|(?:[0-9A-Za-z\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
@@ -101,7 +101,7 @@ def read_head(head: bytes, limits: Limits) -> Request:
     if lines - 2 > limits.max_headers:
         raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields")
     # What is left without the visible bytes must be the pairs of CR and LF, and nothing else.
-    if len(head.translate(None, _VISIBLE)) != 2 * lines or b"\r\n " in head or b"\r\n\t" in head:
+    if len(head.translate(None, VISIBLE)) != 2 * lines or b"\r\n " in head or b"\r\n\t" in head:
         raise Refused(BAD, "bare CR or LF, folded line or control byte")
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head))
     parser.receive_data(head)

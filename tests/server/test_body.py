@@ -1,0 +1,101 @@
+"""Request bodies of known length and in chunks. h11 is the oracle: what is accepted here, it reads alike."""
+
+import h11
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minibg.server.body import Body
+from minibg.server.head import Refused
+from minibg.server.limits import Limits
+
+LIMITS = Limits(max_body=1000, max_header_bytes=1000)
+
+
+def read(raw: bytes, length: int | None, cuts: list[int] = []) -> tuple[bytes, bool, bytes]:
+    """Body, whether it is complete, and what lies behind it."""
+    body, found, rest = Body(length, LIMITS), b"", b""
+    edges = [0, *sorted(cuts), len(raw)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        if body.complete:
+            rest += raw[start:end]
+        else:
+            found += body.feed(raw[start:end])
+            rest += body.rest
+    return found, body.complete, rest
+
+
+def h11_reads(raw: bytes, framing: str) -> tuple[bytes, bytes]:
+    parser = h11.Connection(h11.SERVER)
+    parser.receive_data(f"POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n".encode() + raw)
+    assert isinstance(parser.next_event(), h11.Request)
+    body = b""
+    while isinstance(event := parser.next_event(), h11.Data):
+        body += bytes(event.data)
+    assert isinstance(event, h11.EndOfMessage)
+    return body, parser.trailing_data[0]
+
+
+@given(st.binary(max_size=50), st.binary(max_size=10), st.lists(st.integers(0, 60), max_size=5))
+def test_a_body_of_known_length(data: bytes, rest: bytes, cuts: list[int]) -> None:
+    raw = data + rest
+    assert read(raw, len(data), [min(cut, len(raw)) for cut in cuts]) == (data, True, rest) or not data
+    assert h11_reads(raw, f"Content-Length: {len(data)}") == (data, rest)
+
+
+chunks = st.lists(st.binary(min_size=1, max_size=20), max_size=5)
+extensions = st.text('abc=;" \t', max_size=5).map(lambda text: f";{text}")
+
+
+@given(
+    chunks,
+    st.sampled_from(["%x", "%X", "000%x"]),
+    st.one_of(st.just(""), extensions),
+    st.lists(st.sampled_from(["A: b", "c:", "d:\te"]), max_size=3),
+    st.sampled_from([b"", b"GET"]),
+    st.lists(st.integers(0, 300), max_size=5),
+)
+def test_a_chunked_body_cut_anywhere(
+    pieces: list[bytes], form: str, extension: str, trailers: list[str], rest: bytes, cuts: list[int]
+) -> None:
+    raw = b"".join((form % len(piece) + extension).encode() + b"\r\n" + piece + b"\r\n" for piece in pieces)
+    raw += b"0\r\n" + "".join(f"{trailer}\r\n" for trailer in trailers).encode() + b"\r\n" + rest
+    expected = (b"".join(pieces), True, rest)
+    assert read(raw, None, [min(cut, len(raw)) for cut in cuts]) == expected
+    assert h11_reads(raw, "Transfer-Encoding: chunked") == (expected[0], rest)
+
+
+@pytest.mark.parametrize(
+    ("status", "raw"),
+    [
+        (400, b"\r\n"),
+        (400, b"g\r\n"),
+        (400, b"-1\r\n"),
+        (400, b"0x1\r\n"),
+        (400, b" 1\r\n"),
+        (400, b"1\n"),
+        (400, b"1\r\r\n"),
+        (400, b"1;a\rb\r\n"),
+        (400, b"1;a\x01\r\n"),
+        (400, b"11111111111111111\r\n"),
+        (400, b"1;" + b"a" * 300),
+        (400, b"1;" + b"a" * 300 + b"\r\n"),
+        (400, b"1\r\nab\r\n"),
+        (400, b"1\r\na\n"),
+        (400, b"1\r\na\r\r\n"),
+        (413, b"3e9\r\n"),
+        (413, b"3e8\r\n" + bytes(1000) + b"\r\n1\r\n"),
+        (413, b"ffffffffffffffff\r\n"),
+        (400, b"0\r\nno field\r\n"),
+        (400, b"0\r\na: b\r\n folded\r\n"),
+        (400, b"0\r\na: b\n\r\n"),
+        (400, b"0\r\na: \0\r\n\r\n"),
+        (431, b"0\r\n" + b"a: b\r\n" * 200),
+        (431, b"0\r\na: " + b"b" * 1000),
+    ],
+)
+def test_what_is_no_chunked_body_is_refused_however_it_is_cut(status: int, raw: bytes) -> None:
+    for cuts in ([], list(range(len(raw)))):
+        with pytest.raises(Refused) as refused:
+            read(raw, None, cuts)
+        assert refused.value.status == status
