@@ -1,0 +1,154 @@
+"""The startup and shutdown conversation."""
+
+import asyncio
+import logging
+
+import pytest
+
+from minibg.asgi import Receive, Scope, Send
+from minibg.server import Server, StartupFailed
+from minibg.server import lifespan as module
+from tests.server.wire import GET, Client, respond, serving
+
+
+async def test_the_application_starts_before_and_ends_after_every_request() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            seen.append("request")
+            await respond(send, b"ok")
+            return
+        assert scope["asgi"] == {"version": "3.0", "spec_version": "2.0"}
+        for _ in range(2):
+            message = await receive()
+            seen.append(message["type"])
+            await send({"type": f"{message['type']}.complete"})
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.ask(GET)
+        client.writer.close()
+    assert seen == ["lifespan.startup", "request", "lifespan.shutdown"]
+
+
+async def test_each_request_gets_a_copy_of_the_state() -> None:
+    shared = object()
+    seen: list[dict[str, object]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            seen.append(dict(scope["state"]))
+            scope["state"]["mine"] = True
+            await respond(send, b"ok")
+            return
+        scope["state"]["shared"] = shared
+        for _ in range(2):
+            await send({"type": f"{(await receive())['type']}.complete"})
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.ask(GET)
+        await client.ask(GET)
+        client.writer.close()
+    assert seen == [{"shared": shared}] * 2
+
+
+@pytest.mark.parametrize("message", [{"message": "no database"}, {}])
+async def test_a_failed_startup_is_raised_and_nothing_is_left(message: dict[str, str]) -> None:
+    ended: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", **message})
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cleanup")
+
+    server = Server(app, port=0)
+    with pytest.raises(StartupFailed, match=message.get("message", "did not say why")):
+        await server.start()
+    assert ended == ["cleanup"]
+    with pytest.raises(ConnectionRefusedError):
+        await Client.to(server)
+
+
+async def test_a_cancelled_start_ends_the_application() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    start = asyncio.create_task(Server(app, port=0).start())
+    await started.wait()
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize("how", ["raises", "returns"])
+async def test_an_application_without_lifespan_is_served(how: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await respond(send, b"ok")
+        elif how == "raises":
+            raise NotImplementedError(scope["type"])
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        assert (await client.ask(GET))[2] == b"ok"
+        client.writer.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "logged"),
+    [
+        ({"type": "lifespan.shutdown.failed", "message": "late"}, "the application failed to shut down: late"),
+        ({"type": "lifespan.startup.complete"}, "the lifespan of the application failed"),
+    ],
+)
+async def test_a_failed_shutdown_is_logged(
+    answer: dict[str, str], logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send(answer)
+
+    async with serving(app):
+        pass
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [logged]
+
+
+async def test_an_application_that_does_not_end_is_left_behind(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CANCEL_GRACE", 0.05)
+    end = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        while not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:
+                pass
+
+    async with serving(app) as server:
+        pass
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [
+        "the lifespan of the application does not end when cancelled; it is left behind"
+    ]
+    end.set()
+    assert server._lifespan._task is not None
+    await server._lifespan._task

@@ -1,0 +1,356 @@
+"""Start and stop: phases, deadlines, hurry; several servers; where it listens."""
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+import stat
+from pathlib import Path
+
+import pytest
+import trustme
+
+from minibg.asgi import ClientDisconnected, Receive, Scope, Send
+from minibg.server import Limits, Server
+from minibg.server import server as module
+from minibg.server.listen import bind_tcp
+from tests.server.wire import GET, Client, Recorder, echo, respond, serving, without_lifespan
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "minibg.server" and r.levelno >= logging.INFO]
+
+
+async def test_a_stop_without_clients_has_a_line_for_each_phase(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(without_lifespan(echo)) as server:
+        port = server.port
+    assert lines(caplog) == [
+        f"listening on 127.0.0.1 port {port}",
+        "stop 1/3: no new connections; 0 are open",
+        "stop 2/3: up to 10 s for 0 requests",
+        "stop 3/3: the application shuts down",
+        "stopped",
+    ]
+    with pytest.raises(ConnectionRefusedError):
+        await Client.to(server)
+
+
+async def test_idle_and_half_sent_connections_do_not_hold_the_stop() -> None:
+    async with serving(echo) as server:
+        silent, half, idle = [await Client.to(server) for _ in range(3)]
+        await half.send(b"GET / HT")
+        await idle.ask(GET)
+        async with asyncio.timeout(2):
+            await server.stop()
+        assert [await client.rest() for client in (silent, half, idle)] == [b"", b"", b""]
+        for client in (silent, half, idle):
+            client.writer.close()
+
+
+async def test_a_response_in_flight_finishes_and_the_application_after_it() -> None:
+    running, go, after = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    seen: list[str] = []
+
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        running.set()
+        await go.wait()
+        await respond(send, b"ok")
+        await after.wait()
+        seen.append("after the response")
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.send(GET)
+        await running.wait()
+        stop = asyncio.create_task(server.stop())
+        await server.stopping.wait()
+        go.set()
+        status, headers, body = await client.response()
+        assert (status, headers["connection"], body) == (200, "close", b"ok")
+        client.writer.close()
+        assert not stop.done()
+        after.set()
+        await stop
+    assert seen == ["after the response"]
+
+
+async def test_what_does_not_finish_is_cancelled_and_awaited(caplog: pytest.LogCaptureFixture) -> None:
+    running = asyncio.Event()
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for _ in range(2):
+                message = await receive()
+                seen.append(message["type"])
+                await send({"type": f"{message['type']}.complete"})
+            return
+        try:
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"part", "more_body": True})
+            running.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            seen.append("cleanup")
+            raise
+
+    async with serving(app, graceful_timeout=0.1) as server:
+        client = await Client.to(server)
+        await client.send(GET)
+        await running.wait()
+    assert await client.is_reset()
+    assert seen == ["lifespan.startup", "cleanup", "lifespan.shutdown"]
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == [
+        "stop 2/3: given up; 1 requests are cancelled"
+    ]
+
+
+async def test_hurry_gives_up_the_phase_that_is_waited_for() -> None:
+    running = asyncio.Event()
+    shutdown = asyncio.Event()
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "lifespan":
+                await receive()
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                shutdown.set()
+            else:
+                running.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append(scope["type"])
+            raise
+
+    async with serving(app, graceful_timeout=1000) as server:
+        client = await Client.to(server)
+        await client.send(GET)
+        await running.wait()
+        stop = asyncio.create_task(server.stop())
+        await server.stopping.wait()
+        await asyncio.sleep(0)
+        server.hurry()
+        await asyncio.wait_for(shutdown.wait(), 5)
+        assert seen == ["http"]
+        server.hurry()
+        await asyncio.wait_for(stop, 5)
+    assert seen == ["http", "lifespan"]
+    client.writer.close()
+
+
+async def test_an_application_that_swallows_its_cancellation_is_left_behind(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CANCEL_GRACE", 0.05)
+    running, end, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        running.set()
+        while not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:
+                pass
+        with pytest.raises(ClientDisconnected):
+            await respond(send, b"nobody")
+        gone.set()
+
+    async with serving(app, graceful_timeout=0.05) as server:
+        client = await Client.to(server)
+        await client.send(GET)
+        await running.wait()
+    assert [r.getMessage()[:53] for r in caplog.records if r.levelno >= logging.ERROR] == [
+        "does not end when cancelled, and is left behind: <Tas"
+    ]
+    end.set()
+    await asyncio.wait_for(gone.wait(), 5)
+    assert await client.is_reset()
+    await asyncio.gather(*server.requests)
+
+
+async def test_the_end_of_the_server_can_be_seen_by_a_stream() -> None:
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        stopping = scope["extensions"]["minibg.stopping"]
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"tick", "more_body": True})
+        assert not stopping.is_set()
+        await stopping.wait()
+        await send({"type": "http.response.body", "body": b"bye"})
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.send(GET)
+        await client.reader.readuntil(b"tick\r\n")
+        stop = asyncio.create_task(server.stop())
+        assert await client.rest() == b"3\r\nbye\r\n0\r\n\r\n"
+        client.writer.close()
+        await stop
+
+
+async def test_two_servers_live_in_one_loop_and_stopping_twice_is_one_stop() -> None:
+    async with serving(echo) as first, serving(echo) as second:
+        assert first.port != second.port
+        await asyncio.gather(first.stop(), first.stop())
+        client = await Client.to(second)
+        assert (await client.ask(GET))[0] == 200
+        client.writer.close()
+
+
+async def test_a_cancelled_stop_goes_on() -> None:
+    running, go = asyncio.Event(), asyncio.Event()
+
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        running.set()
+        await go.wait()
+        await respond(send, b"ok")
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.send(GET)
+        await running.wait()
+        stop = asyncio.create_task(server.stop())
+        await server.stopping.wait()
+        stop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stop
+        go.set()
+        assert (await client.response())[0] == 200
+        client.writer.close()
+
+
+# --- where it listens ---
+
+
+async def test_an_address_in_use_is_an_error() -> None:
+    async with serving(echo) as server:
+        with pytest.raises(OSError):
+            await Server(echo, port=server.port).start()
+
+
+async def test_every_address_of_a_name_gets_the_same_port() -> None:
+    async with serving(echo, host="localhost") as server:
+        assert {port for _, port in server.addresses} == {server.port}
+        for host, port in server.addresses:
+            reader, writer = await asyncio.open_connection(host, port)
+            assert (await Client(reader, writer).ask(GET))[0] == 200
+            writer.close()
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_ipv6_addresses_are_pairs_in_the_scope() -> None:
+    app = Recorder()
+    async with serving(app, host="::1") as server:
+        reader, writer = await asyncio.open_connection("::1", server.port)
+        assert (await Client(reader, writer).ask(GET))[0] == 200
+        assert app.scopes[0]["server"] == ("::1", server.port)
+        assert app.scopes[0]["client"] == writer.get_extra_info("sockname")[:2]
+        writer.close()
+
+
+def test_an_empty_host_means_every_address() -> None:
+    sockets = bind_tcp("", 0)
+    assert len({sock.getsockname()[1] for sock in sockets}) == 1
+    assert "0.0.0.0" in {sock.getsockname()[0] for sock in sockets}
+    for sock in sockets:
+        sock.close()
+
+
+async def test_a_unix_socket_is_made_with_its_permissions_and_removed(tmp_path: Path) -> None:
+    path, app = tmp_path / "s", Recorder()
+    with socket.socket(socket.AF_UNIX) as dead:  # what a killed server leaves
+        dead.bind(str(path))
+    async with serving(app, uds=str(path), uds_permissions=0o600) as server:
+        assert server.addresses == [str(path)]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with pytest.raises(OSError, match="in use"):
+            await Server(app, uds=str(path)).start()
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        assert (await Client(reader, writer).ask(GET))[0] == 200
+        assert (app.scopes[0]["client"], app.scopes[0]["server"]) == (None, (str(path), None))
+        writer.close()
+    assert not path.exists()
+
+
+async def test_what_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="in use"):
+        await Server(echo, uds=str(path)).start()
+    assert path.read_text() == "precious"
+
+
+async def test_an_inherited_descriptor_is_listened_on() -> None:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    async with serving(echo, fd=sock.detach()) as server:
+        client = await Client.to(server)
+        assert (await client.ask(GET))[0] == 200
+        client.writer.close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> tuple[trustme.CA, Path]:
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "all.pem")
+    return authority, tmp_path / "all.pem"
+
+
+async def test_tls_is_served_and_https_in_the_scope(authority: tuple[trustme.CA, Path]) -> None:
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, scope["scheme"].encode() + bytes(5_000_000))
+
+    context = ssl.create_default_context()
+    authority[0].configure_trust(context)
+    async with serving(app, ssl_certfile=os.fspath(authority[1])) as server:
+        client = await Client.to(server, ssl=context, server_hostname="localhost")
+        assert (await client.ask(GET))[2][:10] == b"https" + bytes(5)
+        assert len((await client.ask(GET + GET))[2]) == 5_000_005
+        assert len((await client.response())[2]) == 5_000_005
+        client.writer.close()
+
+
+async def test_tls_before_1_2_is_refused(authority: tuple[trustme.CA, Path]) -> None:
+    old = ssl.create_default_context()
+    authority[0].configure_trust(old)
+    with pytest.warns(DeprecationWarning):
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    async with serving(echo, ssl_certfile=os.fspath(authority[1])) as server:
+        with pytest.raises((ssl.SSLError, OSError)):
+            await Client.to(server, ssl=old, server_hostname="localhost")
+
+
+async def test_a_missing_certificate_is_an_error() -> None:
+    with pytest.raises(OSError):
+        await Server(echo, port=0, ssl_certfile="missing.pem").start()
+
+
+async def test_a_connection_that_comes_with_the_stop_is_closed() -> None:
+    async with serving(echo) as server:
+        server.stopping.set()
+        client = await Client.to(server)
+        assert await client.rest() == b""
+        client.writer.close()
+
+
+def test_a_limit_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(ValueError, match="keep_alive must be positive, not 0"):
+        Limits(keep_alive=0)
