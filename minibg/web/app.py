@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
 from minibg.background import NotAccepted
-from minibg.web.depends import Dependency, Plan
+from minibg.web.depends import Dependency, Plan, hold_of
 from minibg.web.exceptions import HTTPException
 from minibg.web.request import Request, State
 from minibg.web.response import JSONResponse, PlainTextResponse, Response
@@ -84,6 +84,7 @@ class App:
         self._threads = Threads()
         self._middleware: list[tuple[Callable[..., ASGIApp], dict[str, Any]]] = []
         self._stack: ASGIApp | None = None
+        self._periodic: list[tuple[Callable[[], Any], float]] = []
         self._exception_handlers: dict[Any, ExceptionHandler] = {
             HTTPException: _http_exception,
             NotAccepted: _not_accepted,
@@ -145,6 +146,15 @@ class App:
         """Answer OPTIONS; nothing does it by itself."""
         return self.route(path, methods=["OPTIONS"], **options)
 
+    def every(self, *, seconds: float) -> Register:
+        """Enqueue the decorated function as a task every so many seconds, as long as the application is served."""
+
+        def register(handler: Handler, /) -> Handler:
+            self._periodic.append((handler, seconds))
+            return handler
+
+        return register
+
     def exception_handler(self, kind: int | type[Exception]) -> Register:
         """Answer a status of HTTPException, or an exception class, with what the decorated function returns.
 
@@ -193,12 +203,13 @@ class App:
         try:
             await self._respond(request, receive, sending)
         except Exception as error:
+            if not isinstance(error, ClientDisconnected):
+                _drop_tasks(scope)  # Before the exception's handler, which may add some of its own.
             response = await self._answer_to(error, request)
             if response is None:
                 raise
             if sending.started:
                 raise RuntimeError("the response has started: it is too late to answer this exception") from error
-            _drop_tasks(scope)
             await response(scope, receive, send)
 
     async def _respond(self, request: Request, receive: Receive, send: Send) -> None:
@@ -240,6 +251,8 @@ class App:
             await receive()
             async with self._lifespan(self) as state:
                 scope.setdefault("state", {}).update(state or {})
+                for function, seconds in self._periodic:
+                    hold_of(scope).pool.every(function, seconds=seconds)
                 await send({"type": "lifespan.startup.complete"})
                 part = "shutdown"
                 await receive()

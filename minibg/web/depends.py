@@ -28,6 +28,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 from uuid import UUID
 
+from minibg.asgi import Scope
 from minibg.background import BackgroundTasks, Pool
 from minibg.web.exceptions import Problem, RequestValidationError
 from minibg.web.request import Request
@@ -74,19 +75,19 @@ def Depends(dependency: Callable[..., Any] | None = None, *, use_cache: bool = T
     return Dependency(dependency, use_cache)
 
 
-def hold_of(request: Request) -> BackgroundTasks:
-    """The background tasks of a request. Raises RuntimeError when nothing would run them."""
-    if "minibg.background" not in request.scope:
+def hold_of(scope: Scope) -> BackgroundTasks:
+    """The background tasks of a request or lifespan. Raises RuntimeError when nothing would run them."""
+    if "minibg.background" not in scope:
         raise RuntimeError("nothing runs background tasks here: serve this with minibg, or wrap it in AfterResponse")
-    hold: BackgroundTasks = request.scope["minibg.background"]
+    hold: BackgroundTasks = scope["minibg.background"]
     return hold
 
 
 #: What is filled in by type.
 INJECTED: dict[object, Read] = {
     Request: lambda request, *_: request,
-    BackgroundTasks: lambda request, *_: hold_of(request),
-    Pool: lambda request, *_: hold_of(request).pool,
+    BackgroundTasks: lambda request, *_: hold_of(request.scope),
+    Pool: lambda request, *_: hold_of(request.scope).pool,
 }
 
 

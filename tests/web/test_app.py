@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import httpx
 import pytest
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
 from minibg.background import BackgroundTasks, Pool, QueueFull
+from minibg.serving import serve
 from minibg.web.app import App
 from minibg.web.exceptions import HTTPException, RequestValidationError
 from minibg.web.request import Request
@@ -372,3 +374,52 @@ async def test_forty_blocked_tasks_do_not_delay_a_sync_handler() -> None:
         assert [(await call(joint, "GET", "/")).json for _ in range(2)] == ["quick", "quick"]
         gate.set()
         await pool.idle()
+
+
+async def test_a_periodic_function_is_enqueued_while_the_application_lives() -> None:
+    app = App()
+    ran = asyncio.Event()
+
+    @app.every(seconds=0.001)
+    async def refresh() -> None:
+        ran.set()
+
+    async with serve(app, port=0):
+        await asyncio.wait_for(ran.wait(), 10)
+
+
+async def test_a_periodic_function_needs_somebody_who_runs_tasks() -> None:
+    app = App()
+    app.every(seconds=1)(print)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    with pytest.raises(RuntimeError, match="nothing runs background tasks here"):
+        await app({"type": "lifespan"}, receive, send)
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+
+
+async def test_an_exception_handler_may_add_a_task_of_its_own() -> None:
+    app = App()
+    log: list[str] = []
+
+    @app.get("/")
+    async def fail(background_tasks: BackgroundTasks) -> None:
+        background_tasks.add_task(log.append, "of the handler")
+        raise ValueError
+
+    @app.exception_handler(ValueError)
+    async def answer(request: Request, _: ValueError) -> Response:
+        request.scope["minibg.background"].add_task(log.append, "of the exception handler")
+        return PlainTextResponse("sorry", 418)
+
+    async with serve(app, port=0) as server:
+        async with httpx.AsyncClient() as client:
+            response = await client.get(f"http://127.0.0.1:{server.port}/")
+        await server.pool.idle()
+    assert (response.status_code, log) == (418, ["of the exception handler"])
