@@ -12,19 +12,19 @@ The map, in the order in which a request travels:
 The public names, in reading order:
 """
 
-from .asgi import ASGIApp as ASGIApp, ClientDisconnected as ClientDisconnected
-from .background import BackgroundTasks as BackgroundTasks, Pool as Pool, QueueFull as QueueFull
-from .background import CancelOutcome as CancelOutcome, TaskResult as TaskResult, TaskStatus as TaskStatus
-from .background import Retry as Retry, RetryLater as RetryLater, task as task
-from .server import Limits as Limits, Server as Server
-from .web.app import App as App
-from .web.depends import Depends as Depends
-from .web.exceptions import HTTPException as HTTPException
-from .web.request import Request as Request
-from .web.response import FileResponse as FileResponse, HTMLResponse as HTMLResponse, JSONResponse as JSONResponse
-from .web.response import PlainTextResponse as PlainTextResponse, RedirectResponse as RedirectResponse
-from .web.response import Response as Response, StreamingResponse as StreamingResponse
-from .after_response import AfterResponse as AfterResponse
-from .serving import run as run, serve as serve
+from minibg.asgi import ASGIApp as ASGIApp, ClientDisconnected as ClientDisconnected
+from minibg.background import BackgroundTasks as BackgroundTasks, Pool as Pool, QueueFull as QueueFull
+from minibg.background import CancelOutcome as CancelOutcome, TaskResult as TaskResult, TaskStatus as TaskStatus
+from minibg.background import Retry as Retry, RetryLater as RetryLater, task as task
+from minibg.server import Limits as Limits, Server as Server
+from minibg.web.app import App as App
+from minibg.web.depends import Depends as Depends
+from minibg.web.exceptions import HTTPException as HTTPException
+from minibg.web.request import Request as Request
+from minibg.web.response import FileResponse as FileResponse, HTMLResponse as HTMLResponse, JSONResponse as JSONResponse
+from minibg.web.response import PlainTextResponse as PlainTextResponse, RedirectResponse as RedirectResponse
+from minibg.web.response import Response as Response, StreamingResponse as StreamingResponse
+from minibg.after_response import AfterResponse as AfterResponse
+from minibg.serving import run as run, serve as serve
 
 __version__ = "0.1.0"

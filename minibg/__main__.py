@@ -19,11 +19,11 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__
-from .background import Pool
-from .server import Limits, Server, StartupFailed
-from .server.access import JsonFormatter
-from .serving import LIMITS, POOL, SERVER, AppNotFound, run
+from minibg import __version__
+from minibg.background import Pool
+from minibg.server import Limits, Server, StartupFailed
+from minibg.server.access import JsonFormatter
+from minibg.serving import LIMITS, POOL, SERVER, AppNotFound, run
 
 TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 

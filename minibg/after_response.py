@@ -31,8 +31,8 @@ import logging
 from enum import Enum, auto
 from typing import Any
 
-from .asgi import ASGIApp, Message, Receive, Scope, Send
-from .background import BackgroundTasks, NotAccepted, Pool
+from minibg.asgi import ASGIApp, Message, Receive, Scope, Send
+from minibg.background import BackgroundTasks, NotAccepted, Pool
 
 logger = logging.getLogger("minibg.background")
 

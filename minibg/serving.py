@@ -25,10 +25,10 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any, Literal
 
-from .after_response import AfterResponse
-from .asgi import ASGIApp
-from .background import Pool
-from .server import Limits, Server
+from minibg.after_response import AfterResponse
+from minibg.asgi import ASGIApp
+from minibg.background import Pool
+from minibg.server import Limits, Server
 
 #: The options of the command that belong to each part.
 LIMITS: dict[str, Any] = {field.name: field for field in dataclasses.fields(Limits)}

@@ -14,19 +14,28 @@ In reading order:
 - `periodic`, `watchdog`, `drain`, `clock`: what stands beside the path
 """
 
-from .clock import Clock as Clock, SystemClock as SystemClock
-from .drain import DrainReport as DrainReport, Unfinished as Unfinished
-from .hold import BackgroundTasks as BackgroundTasks
-from .journal import Follower as Follower, IllegalTransition as IllegalTransition, Transition as Transition
-from .periodic import Periodic as Periodic
-from .pool import CancelOutcome as CancelOutcome, Pool as Pool, PoolStopped as PoolStopped, Statistics as Statistics
-from .queue import NotAccepted as NotAccepted, QueueFull as QueueFull
-from .result import (
+from minibg.background.clock import Clock as Clock, SystemClock as SystemClock
+from minibg.background.drain import DrainReport as DrainReport, Unfinished as Unfinished
+from minibg.background.hold import BackgroundTasks as BackgroundTasks
+from minibg.background.journal import (
+    Follower as Follower,
+    IllegalTransition as IllegalTransition,
+    Transition as Transition,
+)
+from minibg.background.periodic import Periodic as Periodic
+from minibg.background.pool import (
+    CancelOutcome as CancelOutcome,
+    Pool as Pool,
+    PoolStopped as PoolStopped,
+    Statistics as Statistics,
+)
+from minibg.background.queue import NotAccepted as NotAccepted, QueueFull as QueueFull
+from minibg.background.result import (
     TRANSITIONS as TRANSITIONS,
     Event as Event,
     TaskError as TaskError,
     TaskResult as TaskResult,
     TaskStatus as TaskStatus,
 )
-from .retry import Retry as Retry, RetryLater as RetryLater
-from .task import Task as Task, task as task
+from minibg.background.retry import Retry as Retry, RetryLater as RetryLater
+from minibg.background.task import Task as Task, task as task

@@ -24,10 +24,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from .result import Event
-from .run import Cut, Run
-from .task import Kind
-from .threads import Threads
+from minibg.background.result import Event
+from minibg.background.run import Cut, Run
+from minibg.background.task import Kind
+from minibg.background.threads import Threads
 
 
 @dataclass(frozen=True, slots=True)

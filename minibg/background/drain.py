@@ -7,8 +7,8 @@ tests compare it. One line per run that did not finish, and a summary.
 from dataclasses import dataclass
 from datetime import datetime
 
-from .result import TaskStatus
-from .run import Run
+from minibg.background.result import TaskStatus
+from minibg.background.run import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,11 @@ queue is full when the handler has done its work and can no longer say so.
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from .result import TaskResult
-from .run import Run
+from minibg.background.result import TaskResult
+from minibg.background.run import Run
 
 if TYPE_CHECKING:
-    from .pool import Pool
+    from minibg.background.pool import Pool
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -28,9 +28,9 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakSet
 
-from .clock import Clock
-from .result import TRANSITIONS, Event, TaskError, TaskResult, TaskStatus
-from .run import Run
+from minibg.background.clock import Clock
+from minibg.background.result import TRANSITIONS, Event, TaskError, TaskResult, TaskStatus
+from minibg.background.run import Run
 
 #: Transitions kept for one follower: some seconds of a busy pool, and under 200 KiB.
 FOLLOWER_ROOM = 1000

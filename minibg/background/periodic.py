@@ -18,13 +18,13 @@ how.
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .clock import Clock, Timer
-from .queue import NotAccepted
-from .result import TaskResult
-from .task import name_of
+from minibg.background.clock import Clock, Timer
+from minibg.background.queue import NotAccepted
+from minibg.background.result import TaskResult
+from minibg.background.task import name_of
 
 if TYPE_CHECKING:
-    from .pool import Pool
+    from minibg.background.pool import Pool
 
 logger = logging.getLogger("minibg.background")
 

@@ -38,15 +38,15 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
-from .clock import Clock, SystemClock
-from .drain import DrainReport, Unfinished
-from .journal import Follower, Journal
-from .periodic import Periodic
-from .queue import Batch, NotAccepted, Queue
-from .result import Event, TaskResult, TaskStatus
-from .run import Cut, Run
-from .threads import Threads, on_loop
-from .worker import Workers
+from minibg.background.clock import Clock, SystemClock
+from minibg.background.drain import DrainReport, Unfinished
+from minibg.background.journal import Follower, Journal
+from minibg.background.periodic import Periodic
+from minibg.background.queue import Batch, NotAccepted, Queue
+from minibg.background.result import Event, TaskResult, TaskStatus
+from minibg.background.run import Cut, Run
+from minibg.background.threads import Threads, on_loop
+from minibg.background.worker import Workers
 
 P = ParamSpec("P")
 T = TypeVar("T")

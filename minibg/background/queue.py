@@ -29,8 +29,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from .clock import Clock, Timer
-from .run import Run
+from minibg.background.clock import Clock, Timer
+from minibg.background.run import Run
 
 #: Weight of the newest interval in the moving average of the time between two places given back. About ten intervals
 #: decide: short enough to follow a burst, long enough not to follow one task.

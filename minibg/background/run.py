@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from .clock import Clock
-from .result import TaskResult
-from .task import DEFAULTS, Kind, Options, Task, kind_of, name_of
+from minibg.background.clock import Clock
+from minibg.background.result import TaskResult
+from minibg.background.task import DEFAULTS, Kind, Options, Task, kind_of, name_of
 
 if TYPE_CHECKING:
-    from .queue import Batch
+    from minibg.background.queue import Batch
 
 
 class Cut(Enum):

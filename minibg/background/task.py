@@ -33,7 +33,7 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
-from .retry import Retry
+from minibg.background.retry import Retry
 
 P = ParamSpec("P")
 R = TypeVar("R")

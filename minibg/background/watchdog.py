@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Mapping
 
-from .run import Run
+from minibg.background.run import Run
 
 logger = logging.getLogger("minibg.background")
 

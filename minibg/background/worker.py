@@ -30,15 +30,15 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from .attempt import Outcome, Verdict, attempt, judge, overdue
-from .clock import Clock, Timer
-from .journal import Journal
-from .queue import Batch, Queue
-from .result import Event, TaskError, TaskStatus
-from .run import Cut, Run
-from .task import Kind
-from .threads import Threads
-from .watchdog import Watchdog
+from minibg.background.attempt import Outcome, Verdict, attempt, judge, overdue
+from minibg.background.clock import Clock, Timer
+from minibg.background.journal import Journal
+from minibg.background.queue import Batch, Queue
+from minibg.background.result import Event, TaskError, TaskStatus
+from minibg.background.run import Cut, Run
+from minibg.background.task import Kind
+from minibg.background.threads import Threads
+from minibg.background.watchdog import Watchdog
 
 logger = logging.getLogger("minibg.background")
 
