@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from minibg.background.result import TaskStatus
-from minibg.background.run import Run
+from minibg.background.run import Run, of_origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,8 @@ class Unfinished:
         return cls(result.id, result.name, result.origin, age, was, result.status, in_thread)
 
     def __str__(self) -> str:
-        origin = f" of {self.origin}" if self.origin else ""
         thread = ", its thread is still at work" if self.in_thread else ""
-        return f"{self.name} {self.id}{origin}, {self.age:.1f} s old, was {self.was}: {self.became}{thread}"
+        return f"{self.name} {self.id}{of_origin(self.origin)}, {self.age:.1f} s old, was {self.was}: {self.became}{thread}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ none of them can differ from what the workers did.
 Guarantees:
 
 - ``by_status`` adds up: every run that was added is counted in exactly one status, at every moment.
-- At most one unfinished run has a given key.
+- At most one unfinished run of a task has a given key. Two tasks may use the same key for different things.
 - Memory stays bounded. Unfinished runs are bounded by the queue's limit and the number of workers. Finished ones are
   kept by count and by age, whichever bites first, and forgotten in the order they ended. A dictionary of job states,
   which most tutorials teach, grows for ever.
@@ -114,7 +114,7 @@ class Journal:
         self._keep_finished = keep_finished
         self._keep_for = keep_for
         self._results: dict[str, TaskResult[Any]] = {}
-        self._keys: dict[str, Run] = {}
+        self._keys: dict[tuple[str, str | None], Run] = {}
         #: When each finished run ended (monotonic), and its id: oldest first.
         self._finished: deque[tuple[float, str]] = deque()
         self._followers: WeakSet[Follower] = WeakSet()
@@ -178,17 +178,18 @@ class Journal:
 
     # Keys.
 
-    def holder_of(self, key: str | None) -> Run | None:
-        """Find the unfinished run that has this key."""
-        return self._keys.get(key) if key is not None else None
+    def twin_of(self, run: Run) -> Run | None:
+        """Find the unfinished run of the same task that has the same key."""
+        return self._keys.get((run.result.name, run.options.key))
 
     def take_key(self, run: Run) -> None:
         if run.options.key is not None:
-            self._keys[run.options.key] = run
+            self._keys[run.result.name, run.options.key] = run
 
     def _free_key(self, run: Run) -> None:
-        if run.options.key is not None and self._keys.get(run.options.key) is run:
-            del self._keys[run.options.key]
+        key = (run.result.name, run.options.key)
+        if self._keys.get(key) is run:
+            del self._keys[key]
 
     # Reading.
 

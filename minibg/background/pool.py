@@ -189,7 +189,6 @@ class Pool:
         May be called more than once: every caller gets the same report.
         """
         if self._state is PoolState.NEW:
-            self._state = PoolState.STOPPED
             return DrainReport(0, (), 0.0)
         if self._stop is None:
             self._stop = asyncio.create_task(self._drain(), name="minibg-drain", context=contextvars.Context())
@@ -297,7 +296,7 @@ class Pool:
         """
         if self._state is PoolState.STOPPED or self._workers.stopping:
             raise PoolStopped("the pool has stopped: nothing is taken on any more", retry_after=1)
-        twin = self._journal.holder_of(run.options.key)
+        twin = self._journal.twin_of(run)
         if twin is not None:
             twin.holders += 1
             return twin
@@ -457,17 +456,7 @@ class Pool:
 
     def _say_what_is_there(self) -> None:
         now, counts = self._clock.monotonic(), self._journal.by_status
-        if self._journal.unfinished:
-            running = ", ".join(
-                f"{run.describe()} for {now - run.since:.1f} s" for run in self._workers.running.values()
-            )
-            logger.info(
-                "waiting up to %g s for %d tasks: %d running%s, %d ready, %d waiting, %d held",
-                self.drain_timeout,
-                len(self._journal.unfinished) - len(self._abandoned),
-                counts[TaskStatus.RUNNING],
-                f" ({running})" if running else "",
-                counts[TaskStatus.READY],
-                counts[TaskStatus.WAITING],
-                counts[TaskStatus.HELD],
-            )
+        parts = [f"{counts[status]} {status.lower()}" for status in TaskStatus if not status.is_final]
+        parts += [f"{run.describe()} runs for {now - run.since:.1f} s" for run in self._workers.running.values()]
+        if number := len(self._journal.unfinished) - len(self._abandoned):
+            logger.info("waiting up to %g s for %d tasks: %s", self.drain_timeout, number, ", ".join(parts))

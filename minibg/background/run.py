@@ -87,5 +87,9 @@ class Run:
 
     def describe(self) -> str:
         """Name it in the log: task, id, and where it came from."""
-        origin = f" of {self.result.origin}" if self.result.origin else ""
-        return f"{self.result.name} {self.result.id}{origin}"
+        return f"{self.result.name} {self.result.id}{of_origin(self.result.origin)}"
+
+
+def of_origin(origin: str) -> str:
+    """Where a run came from, for a line of the log. Escaped: a client chose the path, and could end the line."""
+    return f" of {ascii(origin)[1:-1]}" if origin else ""

@@ -65,7 +65,7 @@ class Options:
     timeout: float | None = None
     #: The lane of the queue.
     priority: Priority = "normal"
-    #: At most one unfinished run at a time has this key.
+    #: At most one unfinished run of the task at a time has this key.
     key: str | None = None
     #: False: a durable journal does not keep it.
     durable: bool = True
