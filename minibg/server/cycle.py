@@ -165,8 +165,7 @@ class Cycle:
 
     def feed(self, data: bytes, *, complete: bool) -> int:
         """More of the body has arrived. The bytes that wait for the application."""
-        if self.stage not in OVER:
-            self._arrived += data
+        self._arrived += data
         self._complete = complete
         self.continue_due = False  # the client did not wait
         self.wake()

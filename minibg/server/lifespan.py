@@ -16,6 +16,7 @@ Rejected: a switch to turn lifespan off or to insist on it. A startup that matte
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from minibg.asgi import ASGIApp, Message
@@ -33,8 +34,9 @@ class StartupFailed(RuntimeError):
 class Lifespan:
     """One conversation; each method is called once."""
 
-    def __init__(self, app: ASGIApp, state: dict[str, Any]) -> None:
+    def __init__(self, app: ASGIApp, state: dict[str, Any], addresses: Sequence[Any] = ()) -> None:
         self._app = app
+        self._addresses = addresses
         self._state = state
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         #: Set when the application has answered what it was told last, or has ended.
@@ -71,7 +73,9 @@ class Lifespan:
 
     async def _run(self) -> None:
         asgi = {"version": "3.0", "spec_version": "2.0"}
-        scope = {"type": "lifespan", "asgi": asgi, "state": self._state}
+        # The addresses are bound before the application starts, so that it can say where it is.
+        extensions = {"minibg.addresses": self._addresses}
+        scope = {"type": "lifespan", "asgi": asgi, "state": self._state, "extensions": extensions}
         try:
             await self._app(scope, self._inbox.get, self._send)
         except Exception as error:

@@ -19,6 +19,10 @@ import stat
 from contextlib import ExitStack
 from pathlib import Path
 
+#: Seconds of silence after which the kernel asks whether the client's machine still knows the connection. Linux forgets
+#: a connection whose program has closed it after 60 (tcp_fin_timeout); asking earlier would find nothing.
+KEEP_ALIVE_IDLE = 60
+
 
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
     """A bound socket for each address of the host; an empty host means all. Raises OSError."""
@@ -28,6 +32,9 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
         for family, kind, protocol, _, address in dict.fromkeys(found):
             sock = undo.enter_context(socket.socket(family, kind, protocol))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # what is accepted inherits both
+            if hasattr(socket, "TCP_KEEPIDLE"):  # pragma: no branch - macOS has another name for it
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE)
             if family == socket.AF_INET6:  # or it would take the IPv4 port too
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             # Port 0: what the first address was given, the others get too.

@@ -17,7 +17,8 @@ The rules of the file:
 - *Nothing is buffered without bound.* Reading pauses when more than `BUFFER` bytes wait for the application or for their
   turn in the pipeline; ``send`` waits for the kernel.
 - *A half-closed client gets its response.* The end of its bytes is not the end of the connection (RFC 9112 §9.6 speaks of
-  closing in stages, and this is how a client does it). A client that is really gone is seen by the next write.
+  closing in stages, and this is how a client does it). A client that is really gone is seen by the next write, or found
+  out by the tick.
 - *The connection closes in stages*: first the sending half, then, when the client has closed its own or `LINGER` has passed,
   the rest. Closing both at once with unread bytes makes the kernel reset the connection, which may destroy the response
   on its way (RFC 9112 §9.6).
@@ -304,8 +305,9 @@ class Connection(asyncio.Protocol):
 
     def cut(self) -> None:
         """Reset the connection, so that the client cannot take what it has for the whole."""
-        if not self.transport.is_closing():
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:  # TLS forgets its socket before it says that the connection is lost
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._end_cycle(Stage.GONE)
         self.transport.abort()
 
@@ -319,9 +321,10 @@ class Connection(asyncio.Protocol):
         """Close the sending half; `eof_received` or the deadline closes the rest."""
         self.phase, self._pending = Phase.CLOSING, b""
         self._deadline = self.server.deadline(LINGER)
-        if self._half_closed or not self.transport.can_write_eof():
-            self.transport.close()
-        elif not self.transport.is_closing():
+        if self._half_closed or self.transport.is_closing() or not self.transport.can_write_eof():
+            # Not here: asyncio says connection_lost twice if a transport is closed within resume_writing.
+            self.server.loop.call_soon(self.transport.close)
+        else:
             self.transport.write_eof()
             self.transport.resume_reading()
 
@@ -363,7 +366,11 @@ class Connection(asyncio.Protocol):
             self.fail(HTTPStatus.REQUEST_TIMEOUT)
 
     def _is_gone(self) -> bool:
-        """Whether a half-closed client has closed the other half too: poll(2) says POLLHUP or POLLERR unasked."""
+        """Whether a half-closed client has closed the other half too: poll(2) says POLLHUP or POLLERR unasked.
+
+        A Unix socket knows at once. Over TCP it takes a probe that is answered with a reset (see `minibg.server.listen`):
+        about a minute, in which an application that waits for "http.disconnect" and sends nothing has to be waited for.
+        """
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), 0)
         return bool(poll.poll(0))

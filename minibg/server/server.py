@@ -96,7 +96,7 @@ class Server:
         #: Set during the stop when there is neither any more.
         self._empty = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._lifespan = Lifespan(self.app, self.state)
+        self._lifespan = Lifespan(self.app, self.state, self.addresses)
         self._listeners: list[asyncio.Server] = []
         self._stop: asyncio.Task[None] | None = None
         shortest = (self.limits.header_timeout, self.limits.body_timeout, self.limits.write_timeout)
@@ -122,6 +122,8 @@ class Server:
             options["ssl_handshake_timeout"] = self.limits.header_timeout
         with ExitStack() as undo:
             sockets = [undo.enter_context(sock) for sock in self._bind()]
+            if self.uds is not None:
+                undo.callback(Path(self.uds).unlink, missing_ok=True)
             await self._lifespan.startup()
             self._tick()
             for sock in sockets:
@@ -138,7 +140,7 @@ class Server:
         else:
             sockets = bind_tcp(self.host, self.port)
         names = [sock.getsockname() for sock in sockets]
-        self.addresses = [name if isinstance(name, str) else (name[0], name[1]) for name in names]
+        self.addresses[:] = [name if isinstance(name, str) else (name[0], name[1]) for name in names]
         if not isinstance(names[0], str):
             self.port = names[0][1]
         return sockets
@@ -147,11 +149,11 @@ class Server:
 
     def _tick(self) -> None:
         """Set the coarse clock and the date, look at every deadline, and come back."""
+        self._timer = self.loop.call_later(self._interval, self._tick)
         self._now = self.loop.time()
         self.date = formatdate(usegmt=True).encode()  # RFC 9110 §5.6.7
         for connection in tuple(self.connections):
             connection.expire(self._now)
-        self._timer = self.loop.call_later(self._interval, self._tick)
 
     def deadline(self, seconds: float) -> float:
         """The moment in so many seconds. The coarse clock is up to one tick behind, so one is added."""

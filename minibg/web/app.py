@@ -71,7 +71,7 @@ class App:
     """An ASGI application made of functions.
 
     `lifespan` is an async context manager function: what it does before its ``yield`` happens before the first
-    request, the rest after the last. `debug` puts the traceback into a 500.
+    request, the rest after the last. On minibg's server ``state.addresses`` is there by then. `debug` puts the traceback into a 500.
     """
 
     def __init__(
@@ -249,6 +249,7 @@ class App:
         part = "startup"
         try:
             await receive()
+            self.state.addresses = scope.get("extensions", {}).get("minibg.addresses", ())
             async with self._lifespan(self) as state:
                 scope.setdefault("state", {}).update(state or {})
                 for function, seconds in self._periodic:

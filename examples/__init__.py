@@ -1,0 +1,1 @@
+"""Lessons: each file opens with how to run it and what you will see."""
