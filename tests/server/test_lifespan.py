@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,16 @@ async def test_a_failed_startup_is_raised_and_nothing_is_left(message: dict[str,
     assert ended == ["cleanup"]
     with pytest.raises(ConnectionRefusedError):
         await Client.to(server)
+
+
+async def test_a_failed_startup_leaves_no_unix_socket(tmp_path: Path) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed"})
+
+    with pytest.raises(StartupFailed):
+        await Server(app, uds=f"{tmp_path}/s").start()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_cancelled_start_ends_the_application() -> None:

@@ -3,11 +3,14 @@
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from minibg.asgi import ClientDisconnected, Message, Receive, Scope, Send
-from minibg.server.protocol import BUFFER, DISCARD
+from minibg.server import Server
+from minibg.server.protocol import BUFFER, DISCARD, Connection
 
 from tests.server.wire import (
     GET,
@@ -24,6 +27,13 @@ from tests.server.wire import (
 
 POST = b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED = b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nt: v\r\n\r\n"
+
+
+async def seen_by(server: Server, what: Callable[[Connection], bool]) -> None:
+    """Wait until something is true of the server's only connection: what a client did has arrived."""
+    async with asyncio.timeout(5):
+        while not any(what(connection) for connection in server.connections):
+            await asyncio.sleep(0.001)
 
 
 # --- requests in order ---
@@ -276,6 +286,31 @@ async def test_a_pipeline_is_not_read_without_bound() -> None:
         client.writer.transport.abort()
 
 
+async def test_a_long_pipeline_is_answered_to_its_end() -> None:
+    async with connected(echo) as client:
+        client.writer.write(GET * 10_000 + GET_CLOSE)
+        assert (await client.rest()).count(b"GET / ") == 10_001
+
+
+async def test_a_transport_may_say_late_that_it_is_empty_and_forget_its_socket() -> None:
+    class Forgetful(asyncio.Transport):
+        aborted = False
+
+        def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+            pass
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    async with serving(echo) as server:
+        connection, transport = Connection(server), Forgetful()
+        connection.connection_made(transport)
+        connection.resume_writing()
+        connection.cut()
+        connection.connection_lost(None)
+        assert transport.aborted
+
+
 # --- clients that go ---
 
 
@@ -287,12 +322,56 @@ async def test_a_half_closed_client_gets_its_responses() -> None:
         await go.wait()
         await respond(send, b"ok")
 
-    async with connected(app) as client:
-        await client.send(GET + GET)
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.send(GET)
+        await seen_by(server, lambda connection: bool(connection._cycle))
+        await client.send(GET)  # while the first is answered
         client.writer.write_eof()
+        await seen_by(server, lambda connection: connection._half_closed)
         go.set()
         assert [(await client.response())[2] for _ in range(2)] == [b"ok", b"ok"]
         assert await client.rest() == b""
+        client.writer.close()
+
+
+async def test_a_half_closed_client_gets_the_rest_of_a_response_to_an_unfinished_request() -> None:
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, bytes(20_000_000))
+
+    async with serving(app) as server:
+        client = await Client.to(server, limit=1024)
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
+        await client.reader.readuntil(b"\r\n\r\n")
+        client.writer.write_eof()
+        await seen_by(server, lambda connection: connection._half_closed)
+        assert len(await client.rest()) == 20_000_000
+        client.writer.close()
+
+
+async def test_a_half_closed_client_that_is_really_gone_is_found_out(tmp_path: Path) -> None:
+    seen: list[Message] = []
+    done = asyncio.Event()
+
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        seen.append(await receive())
+        done.set()
+
+    async with serving(app, uds=f"{tmp_path}/s", keep_alive=0.2) as server:
+        _, writer = await asyncio.open_unix_connection(f"{tmp_path}/s")
+        writer.write(GET)
+        await seen_by(server, lambda connection: bool(connection._cycle))
+        writer.write_eof()
+        await seen_by(server, lambda connection: connection._half_closed)
+        for connection in server.connections:
+            connection.expire(0.0)  # not yet: it still reads
+        assert seen == []
+        writer.close()
+        await asyncio.wait_for(done.wait(), 5)
+    assert seen == [{"type": "http.disconnect"}]
 
 
 async def test_a_client_that_half_closes_while_idle_is_closed() -> None:

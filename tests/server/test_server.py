@@ -109,6 +109,14 @@ async def test_what_does_not_finish_is_cancelled_and_awaited(caplog: pytest.LogC
     ]
 
 
+async def test_a_client_that_lingers_is_cut_at_the_deadline() -> None:
+    async with serving(echo, graceful_timeout=0.05) as server:
+        client = await Client.to(server)
+        await client.ask(GET.replace(b"Host", b"Connection: close\r\nHost"))
+    assert server.connections == set()
+    client.writer.close()
+
+
 async def test_hurry_gives_up_the_phase_that_is_waited_for() -> None:
     running = asyncio.Event()
     shutdown = asyncio.Event()
@@ -238,8 +246,8 @@ async def test_an_address_in_use_is_an_error() -> None:
 
 async def test_every_address_of_a_name_gets_the_same_port() -> None:
     async with serving(echo, host="localhost") as server:
-        assert {port for _, port in server.addresses} == {server.port}
-        for host, port in server.addresses:
+        assert {address[1] for address in server.addresses} == {server.port}
+        for host, port in (address for address in server.addresses if not isinstance(address, str)):
             reader, writer = await asyncio.open_connection(host, port)
             assert (await Client(reader, writer).ask(GET))[0] == 200
             writer.close()
@@ -326,6 +334,22 @@ async def test_tls_is_served_and_https_in_the_scope(authority: tuple[trustme.CA,
         assert len((await client.ask(GET + GET))[2]) == 5_000_005
         assert len((await client.response())[2]) == 5_000_005
         client.writer.close()
+
+
+async def test_a_cut_response_over_tls_is_no_whole_one(authority: tuple[trustme.CA, Path]) -> None:
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"part", "more_body": True})
+        raise RuntimeError
+
+    context = ssl.create_default_context()
+    authority[0].configure_trust(context)
+    async with serving(app, ssl_certfile=os.fspath(authority[1])) as server:
+        client = await Client.to(server, ssl=context, server_hostname="localhost")
+        await client.send(b"GET / HTTP/1.0\r\n\r\n")
+        with pytest.raises((ConnectionResetError, ssl.SSLError)):
+            await client.rest()
 
 
 async def test_tls_before_1_2_is_refused(authority: tuple[trustme.CA, Path]) -> None:
