@@ -1,0 +1,204 @@
+"""The example as a stranger uses it: the command, curl's requests, a mail server, a browser."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiosmtpd.controller import Controller
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from examples.signup import app
+from minibg import TaskStatus, serve
+from minibg.serving import TaskServer
+from tests.needs import need
+
+ROOT = Path(__file__).parent.parent.parent
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def outbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OUTBOX", str(tmp_path / "outbox"))
+    monkeypatch.setenv("MAIL_SECONDS", "0")
+    monkeypatch.delenv("SMTP_URL", raising=False)
+    return tmp_path / "outbox"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[TaskServer]:
+    async with serve(app, port=0) as server:
+        yield server
+
+
+@pytest.fixture
+async def client(server: TaskServer) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+        yield client
+
+
+async def register(client: httpx.AsyncClient, email: str = "a@example.org") -> list[dict[str, Any]]:
+    response = await client.post("/register", params={"email": email})
+    assert response.status_code == 202
+    tasks: list[dict[str, Any]] = response.json()["tasks"]
+    return tasks
+
+
+class Inbox:
+    """What a mail server does with a message: keeps it, unless the recipient is unknown."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
+        if address.startswith("unknown"):
+            return "550 no such mailbox"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.messages.append((envelope.rcpt_tos, envelope.content.decode()))
+        return "250 OK"
+
+
+@pytest.fixture
+def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+    inbox = Inbox()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    controller = Controller(inbox, hostname="127.0.0.1", port=port)
+    controller.start()
+    monkeypatch.setenv("SMTP_URL", f"smtp://127.0.0.1:{port}")
+    yield inbox
+    controller.stop()
+
+
+async def test_the_three_tasks_run_in_order_after_the_answer(
+    server: TaskServer, client: httpx.AsyncClient, outbox: Path
+) -> None:
+    follower = server.pool.follow()
+    tasks = await register(client)
+    await server.pool.idle()
+    ids = [task["id"] for task in tasks]
+    ended: list[tuple[int, TaskStatus]] = []
+    while len(ended) < 3:
+        transition = await anext(follower)
+        if transition.after.is_final:
+            ended.append((ids.index(transition.id), transition.after))
+    assert ended == [(number, TaskStatus.SUCCESSFUL) for number in range(3)]
+    assert "To: a@example.org" in next(outbox.glob("*.eml")).read_text()
+    assert (outbox / "audit.log").read_text().endswith("registered a@example.org\n")
+    assert (await client.get("/registrations")).json() == {"registrations": 1}
+
+
+async def test_a_task_can_be_looked_up_and_an_unknown_one_is_a_404(
+    server: TaskServer, client: httpx.AsyncClient
+) -> None:
+    mail = (await register(client))[0]
+    await server.pool.idle()
+    found = (await client.get(f"/tasks/{mail['id']}")).json()
+    assert (found["status"], found["attempts"], found["origin"]) == ("SUCCESSFUL", 1, "POST /register")
+    assert (await client.get("/tasks/nothing")).status_code == 404
+
+
+@pytest.mark.parametrize("email", ["", "a", "a@b", "a@example.org\nBcc: b@example.org", "<a@example.org>"])
+async def test_what_is_no_address_is_refused(client: httpx.AsyncClient, email: str) -> None:
+    response = await client.post("/register", params={"email": email})
+    assert (response.status_code, "not an email address" in response.text) == (422, True)
+
+
+async def test_the_mail_goes_through_a_real_server(server: TaskServer, client: httpx.AsyncClient, inbox: Inbox) -> None:
+    await register(client)
+    await server.pool.idle()
+    [(recipients, content)] = inbox.messages
+    assert recipients == ["a@example.org"]
+    assert "Subject: Welcome" in content
+
+
+async def test_a_mail_that_is_refused_is_visible(server: TaskServer, client: httpx.AsyncClient, inbox: Inbox) -> None:
+    mail, audit, _ = await register(client, "unknown@example.org")
+    follower = server.pool.follow()
+    while (found := (await client.get(f"/tasks/{mail['id']}")).json())["status"] not in ("WAITING", "FAILED"):
+        await anext(follower)
+    assert "550" in found["errors"][0]["message"]
+    assert found["errors"][0]["type"] == "smtplib.SMTPRecipientsRefused"
+    # Its siblings wait for it: strictly one after another.
+    assert (await client.get(f"/tasks/{audit['id']}")).json()["status"] == "READY"
+    server.pool.cancel(mail["id"])
+    await server.pool.idle()
+    assert (await client.get(f"/tasks/{audit['id']}")).json()["status"] == "SUCCESSFUL"
+
+
+def test_ctrl_c_during_the_mail_waits_for_it_and_says_so(outbox: Path) -> None:
+    environment = {**os.environ, "MAIL_SECONDS": "1"}
+    command = [sys.executable, "-m", "minibg", "examples.signup:app", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
+        assert found is not None, line
+        assert process.stderr is not None
+        while "listening" not in process.stderr.readline():
+            pass
+        answer = httpx.post(f"{found[0]}register", params={"email": "a@example.org"})
+        assert answer.status_code == 202
+        assert list(outbox.glob("*.eml")) == []  # The answer came first.
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "waiting up to 30 s for 3 tasks" in log
+    assert "3 finished, 0 did not" in log
+    assert len(list(outbox.glob("*.eml"))) == 1
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    need("chromium", "chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
+
+
+def sign_up(browser: webdriver.Chrome, port: int, address: str, expected: str, times: int = 1) -> str:
+    """Register as a person does, and wait until the page says what is expected, so many times."""
+    browser.get(f"http://127.0.0.1:{port}/")
+    browser.find_element(By.NAME, "email").send_keys(address)
+    browser.find_element(By.TAG_NAME, "button").click()
+    WebDriverWait(browser, 20).until(lambda page: page.find_element(By.ID, "tasks").text.count(expected) == times)
+    return browser.find_element(By.ID, "tasks").text
+
+
+async def test_a_person_watches_the_tasks_of_a_registration(server: TaskServer, browser: webdriver.Chrome) -> None:
+    shown = await asyncio.to_thread(sign_up, browser, server.port, "a@example.org", "SUCCESSFUL", 3)
+    assert shown.split() == [
+        "send_welcome_email",
+        "SUCCESSFUL",
+        "write_audit_line",
+        "SUCCESSFUL",
+        "refresh_cache",
+        "SUCCESSFUL",
+    ]
+
+
+async def test_a_person_sees_that_the_mail_failed(server: TaskServer, browser: webdriver.Chrome, inbox: Inbox) -> None:
+    shown = await asyncio.to_thread(sign_up, browser, server.port, "unknown@example.org", "550")
+    assert "no such mailbox" in shown
