@@ -8,7 +8,9 @@ BENCHES = {"http": "CPU per request, against uvicorn with h11"}
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in BENCHES:
-        sys.exit("\n".join(["usage: python -m tests.bench NAME", *(f"  {name}  {what}" for name, what in BENCHES.items())]))
+        sys.exit(
+            "\n".join(["usage: python -m tests.bench NAME", *(f"  {name}  {what}" for name, what in BENCHES.items())])
+        )
     import_module(f"tests.bench.{sys.argv[1]}").main(sys.argv[2:])
 
 

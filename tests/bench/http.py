@@ -2,8 +2,8 @@
 
 Throughput on a busy machine says how busy the machine is. So the figure is the processor time that the *server process*
 used (user and system, from the kernel) divided by the requests that wrk counted, and what is told is the ratio of the two
-servers. They are measured in turn, in alternating rounds, and the median, the least and the greatest ratio of the rounds
-are printed. Both run on uvloop, without an access log, one process each.
+servers. In a round both are up and loaded in turn, a second each, so that they share the machine's moods; the median, the
+least and the greatest ratio of the rounds are printed. Both run on uvloop, without an access log, one process each.
 """
 
 import argparse
@@ -38,11 +38,13 @@ CASES: dict[str, tuple[dict[str, str], str, float]] = {
 }
 
 
-def servers(port: int) -> dict[str, list[str]]:
-    return {
-        "uvicorn": f"-m uvicorn tests.bench.raw:app --port {port} --http h11 --loop uvloop --no-access-log --log-level error".split(),
-        "minibg": f"-m tests.bench.raw {port}".split(),
-    }
+def uvicorn(port: int) -> list[str]:
+    options = "--http h11 --loop uvloop --no-access-log --log-level error"
+    return f"-m uvicorn tests.bench.raw:app --port {port} {options}".split()
+
+
+def minibg(port: int) -> list[str]:
+    return f"-m tests.bench.raw {port}".split()
 
 
 @contextmanager
@@ -89,15 +91,20 @@ def load(port: int, headers: dict[str, str], script: str, seconds: float, connec
     return int(found[1])
 
 
-def microseconds(name: str, case: str, seconds: float, connections: int) -> float:
-    """Processor time of one request."""
-    port = free_port()
+def one_round(case: str, slices: int, connections: int) -> list[float]:
+    """Microseconds of processor time a request, for each server, from slices of a second in turn."""
     headers, script, _ = CASES[case]
-    with running(servers(port)[name], port) as process:
-        load(port, headers, script, 1, connections)  # warm
-        before = cpu_seconds(process.pid)
-        requests = load(port, headers, script, seconds, connections)
-        return (cpu_seconds(process.pid) - before) / requests * 1e6
+    ports = [free_port(), free_port()]
+    used, answered = [0.0, 0.0], [0, 0]
+    with running(uvicorn(ports[0]), ports[0]) as first, running(minibg(ports[1]), ports[1]) as second:
+        for number in range(slices + 1):
+            for which, process in enumerate((first, second)):
+                before = cpu_seconds(process.pid)
+                requests = load(ports[which], headers, script, 1, connections)
+                if number:  # the first slice warms
+                    used[which] += cpu_seconds(process.pid) - before
+                    answered[which] += requests
+    return [seconds / requests * 1e6 for seconds, requests in zip(used, answered, strict=True)]
 
 
 def main(arguments: list[str]) -> None:
@@ -110,13 +117,11 @@ def main(arguments: list[str]) -> None:
         sys.exit("wrk is missing: apt-get install wrk")
     print(f"{'':32}{'uvicorn':>10}{'minibg':>10}   ratio: median (least to greatest), wanted")
     for case, (_, _, wanted) in CASES.items():
-        rounds = []
-        for _ in range(options.rounds):
-            rounds.append([microseconds(s, case, options.seconds, options.connections) for s in ("uvicorn", "minibg")])
-        uvicorn, minibg = (statistics.median(column) for column in zip(*rounds, strict=True))
-        ratios = [theirs / ours for theirs, ours in rounds]
+        rounds = [one_round(case, options.seconds, options.connections) for _ in range(options.rounds)]
+        theirs, ours = (statistics.median(column) for column in zip(*rounds, strict=True))
+        ratios = [first / second for first, second in rounds]
         median, least, greatest = statistics.median(ratios), min(ratios), max(ratios)
         print(
-            f"{case:32}{uvicorn:7.1f} us{minibg:7.1f} us   {median:.2f} ({least:.2f} to {greatest:.2f}), {wanted}",
+            f"{case:32}{theirs:7.1f} us{ours:7.1f} us   {median:.2f} ({least:.2f} to {greatest:.2f}), {wanted}",
             flush=True,
         )
