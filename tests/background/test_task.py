@@ -1,0 +1,225 @@
+"""What can be run as a task, how it is called, and what it is named."""
+
+import functools
+import re
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from minibg.background import Pool, Retry, Task, task
+from minibg.background.task import TASKS, Kind, has_own_name, is_registered, kind_of, name_of
+
+
+def plain(address: str) -> str:
+    """Send."""
+    return address.upper()
+
+
+async def coroutine(address: str) -> str:
+    return address.upper()
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+class Mailer:
+    def send(self, address: str) -> str:
+        return address
+
+    async def send_async(self, address: str) -> str:
+        return address
+
+    def stream(self) -> Iterator[int]:
+        yield 1
+
+    @staticmethod
+    async def static() -> None: ...
+
+    @classmethod
+    async def of_class(cls) -> None: ...
+
+
+class PlainCallable:
+    def __call__(self) -> int:
+        return 1
+
+
+class AsyncCallable:
+    async def __call__(self) -> int:
+        return 1
+
+
+class GeneratorCallable:
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (plain, Kind.PLAIN),
+        (coroutine, Kind.COROUTINE),
+        (functools.partial(plain, "a"), Kind.PLAIN),
+        (functools.partial(coroutine, "a"), Kind.COROUTINE),
+        (functools.partial(functools.partial(coroutine), "a"), Kind.COROUTINE),
+        (Mailer().send, Kind.PLAIN),
+        (Mailer().send_async, Kind.COROUTINE),
+        (Mailer.static, Kind.COROUTINE),
+        (Mailer.of_class, Kind.COROUTINE),
+        (PlainCallable(), Kind.PLAIN),
+        (AsyncCallable(), Kind.COROUTINE),
+        (functools.partial(AsyncCallable()), Kind.COROUTINE),
+        (lambda: coroutine("a"), Kind.PLAIN),
+        (print, Kind.PLAIN),
+        (dict, Kind.PLAIN),
+        (Mailer, Kind.PLAIN),
+        (task(coroutine), Kind.COROUTINE),
+        (task(plain).using(timeout=1), Kind.PLAIN),
+        (functools.partial(task(coroutine), "a"), Kind.COROUTINE),
+    ],
+)
+def test_how_a_callable_is_called(function: Any, kind: Kind) -> None:
+    assert kind_of(function) is kind
+
+
+def test_a_coroutine_object_is_refused_and_closed() -> None:
+    """Were it not closed, Python would warn that it was never awaited, and the test would fail."""
+    with pytest.raises(TypeError, match=re.escape("add_task(coroutine, ...), not coroutine(...)")):
+        kind_of(coroutine("a"))
+
+
+@pytest.mark.parametrize(
+    "function", [generator, async_generator, functools.partial(generator), Mailer().stream, GeneratorCallable()]
+)
+def test_a_generator_function_is_refused(function: Any) -> None:
+    with pytest.raises(TypeError, match="is a generator function: calling it runs nothing"):
+        kind_of(function)
+
+
+@pytest.mark.parametrize("thing", [None, 3, "send", ["send"]])
+def test_what_cannot_be_called_is_refused_with_its_name(thing: Any) -> None:
+    with pytest.raises(TypeError, match=f"not {re.escape(repr(thing))}"):
+        kind_of(thing)
+
+
+@pytest.mark.parametrize("culprit", [lambda: coroutine("a"), lambda: generator, lambda: async_generator, lambda: None])
+async def test_add_task_and_enqueue_refuse_at_once_what_cannot_be_run(culprit: Any) -> None:
+    from minibg.background import BackgroundTasks
+
+    async with Pool() as pool:
+        hold = BackgroundTasks(pool)
+        with pytest.raises(TypeError):
+            pool.enqueue(culprit())
+        with pytest.raises(TypeError):
+            hold.add_task(culprit())
+        assert (len(hold), pool.statistics().places_taken) == (0, 0)
+
+
+def test_a_decorated_function_is_still_called_as_a_function() -> None:
+    shout = task(retry=Retry(), timeout=1)(plain)
+    assert shout("a") == "A"
+    assert (shout.__name__, shout.__doc__, shout.__wrapped__) == ("plain", "Send.", plain)  # type: ignore[attr-defined]
+
+
+def test_using_gives_a_copy_with_other_options() -> None:
+    made = task(plain)
+    copy = made.using(timeout=3, priority="high").using(delay=60)
+    assert (copy.function, copy.name) == (made.function, made.name)
+    assert (copy.options.timeout, copy.options.priority, copy.options.delay) == (3, "high", 60)
+    assert (made.options.timeout, made.options.priority, made.options.delay) == (None, "normal", None)
+
+
+def test_an_option_that_does_not_exist_is_a_type_error() -> None:
+    with pytest.raises(TypeError):
+        task(plain).using(retries=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"retry": 3}, "retry"),
+        ({"timeout": 0}, "timeout"),
+        ({"priority": "low"}, "priority"),
+        ({"key": ""}, "key"),
+        ({"key": 3}, "key"),
+        ({"delay": -1}, "delay"),
+        ({"run_at": datetime(2026, 1, 1)}, "run_at"),
+        ({"delay": 1, "run_at": datetime(2026, 1, 1, tzinfo=UTC)}, "delay"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}="):
+        task(plain).using(**options)
+
+
+def test_names() -> None:
+    module = __name__
+    assert name_of(plain) == f"{module}.plain"
+    assert name_of(functools.partial(functools.partial(plain), "a")) == f"{module}.plain"
+    assert name_of(functools.partial(task(name="mail")(lambda: None))) == "mail"
+    assert name_of(Mailer().send) == f"{module}.Mailer.send"
+    assert name_of(AsyncCallable()) == f"{module}.AsyncCallable"
+    assert task(plain).name == f"{module}.plain"
+
+
+def test_only_functions_with_a_name_of_their_own_are_entered() -> None:
+    assert has_own_name(plain)
+    assert not has_own_name(lambda: None)
+    assert not has_own_name(functools.partial(plain))
+    assert not is_registered(task(lambda: None))
+    assert not is_registered(plain)
+
+
+def test_a_named_task_is_entered_and_so_are_its_copies() -> None:
+    try:
+        made = task(name="test_task.entered")(plain)
+        assert TASKS["test_task.entered"] is made
+        assert is_registered(made)
+        assert is_registered(made.using(timeout=1))
+    finally:
+        del TASKS["test_task.entered"]
+
+
+def test_two_functions_cannot_have_one_name() -> None:
+    try:
+        task(name="test_task.twice")(plain)
+        with pytest.raises(
+            ValueError, match=r"two functions want the task name 'test_task.twice': .*plain and .*coroutine"
+        ):
+            task(name="test_task.twice")(coroutine)
+    finally:
+        del TASKS["test_task.twice"]
+
+
+def test_the_last_decoration_with_own_words_holds_the_name() -> None:
+    try:
+        first = task(name="test_task.again")(plain)
+        second = task(name="test_task.again", timeout=1)(plain)
+        assert TASKS["test_task.again"] is second
+        assert is_registered(first)
+    finally:
+        del TASKS["test_task.again"]
+
+
+def test_a_decoration_in_passing_does_not_take_the_name_from_the_first() -> None:
+    TASKS.pop(f"{__name__}.plain", None)
+    first = task(plain)
+    assert task(plain) is not first
+    assert TASKS[first.name] is first
+
+
+def test_what_cannot_be_a_task_is_refused_when_it_is_decorated() -> None:
+    with pytest.raises(TypeError, match="generator function"):
+        task(generator)
+
+
+def test_a_task_is_a_value_that_can_be_a_key() -> None:
+    made: Task[[str], str] = task(plain)
+    assert {made: 1}[made] == 1
