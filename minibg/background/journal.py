@@ -118,7 +118,9 @@ class Journal:
         #: When each finished run ended (monotonic), and its id: oldest first.
         self._finished: deque[tuple[float, str]] = deque()
         self._followers: WeakSet[Follower] = WeakSet()
+        self._closed = False
         self._watches: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._closed = False
 
     def add(self, run: Run) -> None:
         """Enter a run. It is HELD."""
@@ -202,6 +204,8 @@ class Journal:
         """Follow the transitions from now on."""
         follower = Follower()
         self._followers.add(follower)
+        if self._closed:
+            follower.close()
         return follower
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -223,6 +227,8 @@ class Journal:
 
     def close(self) -> None:
         """End the followers: nothing will happen any more."""
+        self._closed = True
+        self._closed = True
         for follower in self._followers:
             follower.close()
 

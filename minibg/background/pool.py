@@ -387,6 +387,7 @@ class Pool:
             self._end(run, Event.CANCEL)
             if waited and run.batch is not None:  # Its later siblings need not wait for it any more.
                 self._queue.unpark(run.batch)
+                self._abandoned.difference_update(run.batch.runs)
                 self._workers.due(run.batch)
             return CancelOutcome.CANCELLED
         if run.attempt is None:
@@ -450,6 +451,7 @@ class Pool:
     def _abandon(self, batch: Batch) -> None:
         self._queue.unpark(batch)
         self._abandoned.update(run for run in batch.runs if not run.result.is_finished)
+        self._journal.look()  # It may have been the last that was waited for.
 
     def _ended(self) -> int:
         return sum(count for status, count in self._journal.by_status.items() if status.is_final)

@@ -162,11 +162,12 @@ class Queue:
 
     def _forget(self, waiter: tuple[Sequence[Run], asyncio.Future[None]]) -> None:
         """Take back what a waiter got, or would have got, who does not wait any more."""
-        if waiter in self._waiting_for_places:
+        if waiter in self._waiting_for_places:  # It got nothing: what its runs have, another response took.
             self._waiting_for_places.remove(waiter)
             self._serve_those_who_wait()
-        for run in waiter[0]:
-            self.give_back(run)
+        else:
+            for run in waiter[0]:
+                self.give_back(run)
 
     def _measure(self) -> None:
         now = self._clock.monotonic()

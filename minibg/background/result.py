@@ -167,8 +167,11 @@ class _Waited:
     async def _wait(self, timeout: float | None) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        async with asyncio.timeout(timeout):
-            await waiter
+        try:
+            async with asyncio.timeout(timeout):
+                await waiter
+        finally:  # Who asks again every second leaves nothing behind.
+            self._waiters.remove(waiter)
 
 
 @dataclass(slots=True, eq=False)
