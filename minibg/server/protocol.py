@@ -278,7 +278,9 @@ class Connection(asyncio.Protocol):
         if self._pending:
             self._next_request()
         if self._half_closed:
-            if self.phase in _UNBEGUN:
+            if self.phase in (Phase.HEAD, Phase.BODY):  # RFC 9112 §8: the end has come already
+                self.fail(HTTPStatus.BAD_REQUEST)
+            elif self.phase is Phase.IDLE:
                 self._close()
         elif not self.transport.is_reading() and len(self._pending) <= BUFFER:
             self.transport.resume_reading()

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from minibg.asgi import ClientDisconnected, Receive, Scope, Send
+from tests.server.test_protocol import seen_by
 from tests.server.wire import (
     GET,
     GET_CLOSE,
@@ -159,6 +160,34 @@ async def test_a_half_closed_client_gets_its_response() -> None:
         go.set()
         assert (await client.response("POST"))[::2] == (200, b"halfhalf")
         assert await client.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "unfinished", [b"GET / HTTP/1.1\r\nHo", POST + b"Content-Length: 4\r\n\r\nha"], ids=["head", "body"]
+)
+async def test_the_unfinished_request_of_a_half_closed_client_is_refused_after_the_responses_before_it(
+    unfinished: bytes,
+) -> None:
+    """Found by a mutation: the end had come while the first response was due, and was forgotten."""
+    go = asyncio.Event()
+
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go.wait()
+        await receive()
+        await respond(send, b"first")
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.send(GET + unfinished)
+        client.writer.write_eof()
+        await seen_by(server, lambda connection: connection._half_closed)
+        go.set()
+        assert (await client.response())[::2] == (200, b"first")
+        status, headers, _ = await client.response()
+        assert (status, headers["connection"]) == (400, "close")
+        assert await client.rest() == b""
+        client.writer.close()
 
 
 # --- the scope and the head ---
