@@ -127,7 +127,10 @@ class Cycle:
         if not stopped and not isinstance(error, ClientDisconnected):
             line = "%s %r: the application %s while its response was %s"
             how = "failed" if error else "returned"
-            logger.error(line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)
+            # A framework's own name for the client's end (Starlette's ClientDisconnect) is no fault, but no secret either.
+            renamed = error is not None and isinstance(error.__context__, ClientDisconnected)
+            level = logging.DEBUG if renamed else logging.ERROR
+            logger.log(level, line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)
 
     def move(self, stage: Stage) -> None:
         """The one place where the stage changes. Raises RuntimeError for what the table does not have."""

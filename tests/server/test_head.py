@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import h11
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minibg.server.head import Refused, check_beginning, read_head, scope_of
 from minibg.server.limits import Limits
@@ -202,3 +205,34 @@ def test_the_forms_of_a_target(target: str, path: str, query: bytes, host: bytes
 def test_the_root_path_comes_before_the_path() -> None:
     found = scope(head("GET /a HTTP/1.1"), "/root")
     assert (found["root_path"], found["path"], found["raw_path"]) == ("/root", "/root/a", b"/root/a")
+
+
+@st.composite
+def mutated_heads(draw: st.DrawFn) -> bytes:
+    """A valid head with a few bytes replaced, inserted or removed."""
+    fields = draw(
+        st.lists(st.sampled_from(["X: y", "Content-Length: 5", "Connection: close", "a:b:c", "E:"]), max_size=4)
+    )
+    data = bytearray(head(draw(st.sampled_from(["GET / HTTP/1.1", "POST http://b/c?d HTTP/1.0"])), *fields)[:-4])
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(data)))
+        data[at : at + draw(st.integers(0, 1))] = draw(
+            st.sampled_from([b"", b" ", b"\t", b":", b"\r\n", b",", b"\xff", b"9"])
+        )
+    return bytes(data) + b"\r\n\r\n"
+
+
+@settings(max_examples=500)
+@given(mutated_heads())
+def test_what_is_accepted_h11_reads_as_the_same_request(data: bytes) -> None:
+    try:
+        request = read_head(data, LIMITS)
+    except Refused:
+        return
+    parser = h11.Connection(h11.SERVER)
+    parser.receive_data(data)
+    event = parser.next_event()
+    assert isinstance(event, h11.Request)
+    assert (request.method, request.target, request.headers) == (event.method, event.target, list(event.headers))
+    assert request.http10 == (event.http_version == b"1.0")
+    assert parser.trailing_data[0] == b""
