@@ -128,8 +128,7 @@ class Cycle:
             line = "%s %r: the application %s while its response was %s"
             how = "failed" if error else "returned"
             # A framework's own name for the client's end (Starlette's ClientDisconnect) is no fault, but no secret either.
-            renamed = error is not None and isinstance(error.__context__, ClientDisconnected)
-            level = logging.DEBUG if renamed else logging.ERROR
+            level = logging.DEBUG if error and isinstance(error.__context__, ClientDisconnected) else logging.ERROR
             logger.log(level, line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)
 
     def move(self, stage: Stage) -> None:
