@@ -46,7 +46,7 @@ from minibg.background.queue import Batch, NotAccepted, Queue
 from minibg.background.result import Event, TaskResult, TaskStatus
 from minibg.background.run import Cut, Run
 from minibg.background.threads import Threads, on_loop
-from minibg.background.worker import Workers
+from minibg.background.worker import GRACE, Workers
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -169,6 +169,7 @@ class Pool:
         self._thread = threading.get_ident()
         self._threads = Threads(self._loop)
         self._workers = Workers(self._queue, self._journal, self._threads, self._clock, self._random, self._park)
+        self._tasks: list[asyncio.Task[None]] = []
         self._state = PoolState.OPEN
 
     def start(self) -> None:
@@ -408,7 +409,8 @@ class Pool:
             if batch.due_at > self._deadline:
                 self._abandon(batch)
         self._say_what_is_there()
-        await self._wait(lambda: len(self._journal.unfinished) <= len(self._abandoned), self.drain_timeout)
+        if self._tasks:  # Without workers, because the application never started, nothing is worked off.
+            await self._wait(lambda: len(self._journal.unfinished) <= len(self._abandoned), self.drain_timeout)
         # 2. Cancel the coroutines that still run, and await them.
         left = [(run, run.result.status) for run in self._journal.unfinished.values()]
         self._workers.stopping = True
@@ -443,7 +445,8 @@ class Pool:
         self._state = PoolState.STOPPED
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:  # A coroutine that swallows this cancellation too keeps its worker, and is left behind.
+            await asyncio.wait(self._tasks, timeout=GRACE)
         self._workers.close()
         self._threads.close()
         self._journal.close()

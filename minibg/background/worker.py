@@ -80,7 +80,7 @@ class Workers:
 
     async def work(self) -> None:
         """Be one worker."""
-        while True:
+        while not self.stopping:
             await self._run(await self._queue.get())
 
     async def _run(self, batch: Batch) -> None:
@@ -109,10 +109,11 @@ class Workers:
             del self.running[run.result.id]
             if timer is not None:
                 timer.cancel()
-        if run.result.status is not TaskStatus.RUNNING:
+        if run.result.status is TaskStatus.RUNNING:
+            return self._conclude(run, judge(run, outcome, self._random), outcome)
+        if run.result.status is TaskStatus.FAILED:  # Else it was lost: it swallowed even the end of the pool.
             self._note_late_return(run)
-            return None
-        return self._conclude(run, judge(run, outcome, self._random), outcome)
+        return None
 
     def _begin(self, run: Run) -> None:
         if not run.may_come_back():
