@@ -1,0 +1,578 @@
+"""The joint, in memory: an application, a server made of two functions, and the exact messages between them.
+
+`Exchange` is one request. It keeps every message the server would get, with the statuses the tasks had at that moment,
+so a test reads what happened in which order. `Life` is the lifespan conversation, step by step. No sockets here: with
+them, see `tests/test_path.py`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from minibg.after_response import AfterResponse
+from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
+from minibg.background import BackgroundTasks, Pool, PoolStopped, QueueFull, TaskResult, TaskStatus, task
+
+START: Message = {"type": "http.response.start", "status": 200, "headers": []}
+LAST: Message = {"type": "http.response.body", "body": b"ok"}
+MORE: Message = {"type": "http.response.body", "body": b"..", "more_body": True}
+
+HELD, READY, DROPPED, SUCCESSFUL = TaskStatus.HELD, TaskStatus.READY, TaskStatus.DROPPED, TaskStatus.SUCCESSFUL
+
+
+async def work(*_: object) -> None:
+    """A task."""
+
+
+always = task(work).using(always=True)
+
+
+class Exchange:
+    """One request to an application, and what came of it."""
+
+    def __init__(self, *, leaves_after: int | None = None) -> None:
+        self.results: list[TaskResult[Any]] = []
+        #: Each message's type, and the statuses of the tasks when the server got it.
+        self.seen: list[tuple[str, list[TaskStatus]]] = []
+        self.messages: list[Message] = []
+        self.error: BaseException | None = None
+        self._leaves_after = leaves_after
+
+    async def run(self, app: ASGIApp, **scope: Any) -> "Exchange":
+        try:
+            await app({"type": "http", "method": "GET", "path": "/x", **scope}, self._receive, self._send)
+        except Exception as error:
+            self.error = error
+        return self
+
+    @property
+    def statuses(self) -> list[TaskStatus]:
+        return [result.status for result in self.results]
+
+    async def _receive(self) -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def _send(self, message: Message) -> None:
+        if self._leaves_after is not None and len(self.messages) >= self._leaves_after:
+            raise ClientDisconnected("gone")
+        self.messages.append(message)
+        self.seen.append((message["type"], self.statuses))
+
+
+def hold_of(scope: Scope) -> BackgroundTasks:
+    hold = scope["minibg.background"]
+    assert isinstance(hold, BackgroundTasks)
+    return hold
+
+
+def adding(exchange: Exchange, *functions: Callable[..., Any], then: ASGIApp) -> ASGIApp:
+    """An application that adds tasks and goes on as ``then``."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange.results += [hold_of(scope).add_task(function) for function in functions]
+        await then(scope, receive, send)
+
+    return app
+
+
+async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+    await send(START)
+    await send(LAST)
+
+
+async def raises(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("no answer")
+
+
+async def raises_within(scope: Scope, receive: Receive, send: Send) -> None:
+    await send(START)
+    await send(MORE)
+    raise RuntimeError("half an answer")
+
+
+async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that returns without a response."""
+
+
+def refusal(exchange: Exchange) -> tuple[int, dict[str, str], bytes]:
+    """The 503 that the joint has sent, and nothing else."""
+    start, body = exchange.messages
+    headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    assert [start["type"], body["type"]] == ["http.response.start", "http.response.body"]
+    return start["status"], headers, body["body"]
+
+
+# --- one response ---
+
+
+async def test_tasks_are_held_until_the_application_has_returned() -> None:
+    async with Pool() as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await answers(scope, receive, send)
+            assert exchange.statuses == [HELD, HELD]
+
+        await exchange.run(AfterResponse(adding(exchange, work, work, then=app), pool))
+        assert exchange.seen == [("http.response.start", [HELD, HELD]), ("http.response.body", [HELD, HELD])]
+        assert exchange.statuses == [READY, READY]
+        await pool.idle()
+        assert exchange.statuses == [SUCCESSFUL, SUCCESSFUL]
+        assert [result.origin for result in exchange.results] == ["GET /x", "GET /x"]
+
+
+async def test_the_messages_of_the_application_pass_unchanged() -> None:
+    async with Pool() as pool:
+        exchange = await Exchange().run(AfterResponse(answers, pool))
+        assert [id(message) for message in exchange.messages] == [id(START), id(LAST)]
+
+
+async def test_tasks_are_promised_before_the_response_head_leaves() -> None:
+    """With overflow "wait" the pool knows a run from its commit on."""
+    known: list[bool] = []
+    async with Pool(overflow="wait") as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            known.append(pool.get(exchange.results[0].id) is not None)
+            await send(START)
+            known.append(pool.get(exchange.results[0].id) is not None)
+
+        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
+        assert known == [False, True]
+
+
+async def test_tasks_that_are_added_while_the_body_streams_are_promised_before_its_last_message() -> None:
+    known: list[bool] = []
+    async with Pool(overflow="wait") as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await send(START)
+            exchange.results += [hold_of(scope).add_task(work)]
+            await send(MORE)
+            known.append(pool.get(exchange.results[0].id) is not None)
+            await send(LAST)
+            known.append(pool.get(exchange.results[0].id) is not None)
+
+        await exchange.run(AfterResponse(app, pool))
+        assert known == [False, True]
+        await pool.idle()
+        assert exchange.statuses == [SUCCESSFUL]
+
+
+@pytest.mark.parametrize("overflow", ["reject", "wait"])
+async def test_tasks_that_are_added_after_the_last_message_run_too(overflow: Any) -> None:
+    async with Pool(overflow=overflow) as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await answers(scope, receive, send)
+            exchange.results += [hold_of(scope).add_task(work)]
+
+        await exchange.run(AfterResponse(app, pool))
+        await pool.idle()
+        assert exchange.statuses == [SUCCESSFUL]
+
+
+@pytest.mark.parametrize("overflow", ["reject", "wait"])
+async def test_tasks_run_of_an_application_that_returns_without_a_response(overflow: Any) -> None:
+    """What the server makes of that is the server's: for the joint nothing has failed."""
+    async with Pool(overflow=overflow) as pool:
+        exchange = Exchange()
+        await exchange.run(AfterResponse(adding(exchange, work, then=silent), pool))
+        await pool.idle()
+        assert (exchange.messages, exchange.statuses) == ([], [SUCCESSFUL])
+
+
+@pytest.mark.parametrize("then", [raises, raises_within])
+async def test_an_exception_drops_the_tasks_and_goes_on_to_the_server(then: ASGIApp) -> None:
+    async with Pool() as pool:
+        exchange = Exchange()
+        await exchange.run(AfterResponse(adding(exchange, work, always, work, then=then), pool))
+        await pool.idle()
+        assert isinstance(exchange.error, RuntimeError)
+        assert exchange.statuses == [DROPPED, SUCCESSFUL, DROPPED]
+        assert pool.statistics().places_taken == 0
+
+
+async def test_a_cancelled_request_drops_its_tasks() -> None:
+    async with Pool() as pool:
+        exchange, entered = Exchange(), asyncio.Event()
+
+        async def hangs(scope: Scope, receive: Receive, send: Send) -> None:
+            entered.set()
+            await asyncio.get_running_loop().create_future()
+
+        request = asyncio.create_task(exchange.run(AfterResponse(adding(exchange, work, then=hangs), pool)))
+        await entered.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert exchange.statuses == [DROPPED]
+
+
+@pytest.mark.parametrize("leaves_after", [0, 1])
+async def test_the_tasks_run_when_the_client_has_gone(leaves_after: int) -> None:
+    async with Pool() as pool:
+        exchange = Exchange(leaves_after=leaves_after)
+        await exchange.run(AfterResponse(adding(exchange, work, then=answers), pool))
+        await pool.idle()
+        assert isinstance(exchange.error, ClientDisconnected)
+        assert exchange.statuses == [SUCCESSFUL]
+
+
+async def test_a_dropped_hold_takes_tasks_again() -> None:
+    """An exception handler of the application may want a task of its own."""
+    async with Pool() as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            hold_of(scope).drop()
+            exchange.results += [hold_of(scope).add_task(work)]
+            await answers(scope, receive, send)
+
+        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
+        await pool.idle()
+        assert exchange.statuses == [DROPPED, SUCCESSFUL]
+
+
+async def test_each_request_has_a_hold_of_its_own_and_the_servers_scope_stays_as_it_was() -> None:
+    holds: list[BackgroundTasks] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        holds.append(hold_of(scope))
+
+    async with Pool() as pool:
+        joint, scope = AfterResponse(app, pool), {"type": "http", "method": "GET", "path": "/x"}
+        exchange = Exchange()
+        for _ in range(2):
+            await joint(scope, exchange._receive, exchange._send)
+    assert holds[0] is not holds[1]
+    assert "minibg.background" not in scope
+
+
+async def test_a_websocket_has_a_hold_too() -> None:
+    async with Pool() as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            exchange.results += [hold_of(scope).add_task(work)]
+            await send({"type": "websocket.accept"})
+            assert exchange.statuses == [HELD]
+
+        await exchange.run(AfterResponse(app, pool), type="websocket", method=None)
+        await pool.idle()
+        assert exchange.seen == [("websocket.accept", [HELD])]
+        assert exchange.statuses == [SUCCESSFUL]
+
+
+# --- no place ---
+
+
+async def test_a_full_queue_that_nobody_catches_is_a_503_with_retry_after() -> None:
+    async with Pool(queue_limit=2) as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            for _ in range(3):
+                exchange.results += [hold_of(scope).add_task(work)]
+
+        await exchange.run(AfterResponse(app, pool))
+        status, headers, body = refusal(exchange)
+        assert (status, headers["retry-after"], headers["content-length"]) == (503, "1", str(len(body)))
+        assert body == b"no place for another task: the queue's limit is 2\n"
+        assert exchange.error is None
+        assert exchange.statuses == [DROPPED, DROPPED]
+        assert pool.statistics().places_taken == 0
+
+
+async def test_a_full_queue_within_the_response_is_an_exception_like_any_other() -> None:
+    async with Pool(queue_limit=1) as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await send(START)
+            hold_of(scope).add_task(work)
+
+        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
+        assert isinstance(exchange.error, QueueFull)
+        assert exchange.messages == [START]
+        assert exchange.statuses == [DROPPED]
+
+
+async def test_an_application_that_catches_the_full_queue_answers_itself() -> None:
+    async with Pool(queue_limit=1) as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            with pytest.raises(QueueFull) as caught:
+                hold_of(scope).add_task(work)
+            assert (caught.value.limit, caught.value.retry_after) == (1, 1)
+            await answers(scope, receive, send)
+
+        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
+        await pool.idle()
+        assert exchange.messages == [START, LAST]
+        assert exchange.statuses == [SUCCESSFUL]
+
+
+async def test_the_commit_waits_for_places_up_to_the_deadline_and_is_a_503_then() -> None:
+    async with Pool(queue_limit=2, overflow="wait", overflow_timeout=0.0) as pool:
+        other = BackgroundTasks(pool)
+        other.add_task(work)
+        await other.commit()
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await answers(scope, receive, send)
+            await send(LAST)
+
+        await exchange.run(AfterResponse(adding(exchange, work, work, then=app), pool))
+        status, headers, body = refusal(exchange)
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert body == b"no places for 2 tasks: the queue's limit is 2\n"
+        assert exchange.error is None
+        assert exchange.statuses == [DROPPED, DROPPED]
+        other.release()
+
+
+async def test_the_commit_gets_the_places_that_come_free_in_time() -> None:
+    async with Pool(queue_limit=1, overflow="wait", overflow_timeout=60.0) as pool:
+        other = BackgroundTasks(pool)
+        other.add_task(work)
+        await other.commit()
+        exchange = Exchange()
+        request = asyncio.create_task(exchange.run(AfterResponse(adding(exchange, work, then=answers), pool)))
+        other.release()
+        await request
+        assert exchange.messages == [START, LAST]
+        await pool.idle()
+        assert exchange.statuses == [SUCCESSFUL]
+
+
+async def test_what_the_application_does_after_its_refusal_is_between_it_and_nobody() -> None:
+    """It goes on as if it had answered, adds a task and fails: no task runs, and the server hears of the failure."""
+    async with Pool(queue_limit=1, overflow="wait", overflow_timeout=0.0) as pool:
+        other = BackgroundTasks(pool)
+        other.add_task(work)
+        await other.commit()
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await answers(scope, receive, send)
+            exchange.results += [hold_of(scope).add_task(work)]
+            await raises(scope, receive, send)
+
+        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
+        assert refusal(exchange)[0] == 503
+        assert isinstance(exchange.error, RuntimeError)
+        assert exchange.statuses == [DROPPED, DROPPED]
+        other.release()
+
+
+async def test_a_commit_that_is_refused_within_the_response_reaches_the_application() -> None:
+    async with Pool(queue_limit=1, overflow="wait", overflow_timeout=0.0) as pool:
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await send(START)
+            other = BackgroundTasks(pool)
+            other.add_task(work)
+            await other.commit()
+            exchange.results += [hold_of(scope).add_task(work)]
+            try:
+                await send(LAST)
+            finally:
+                other.release()
+
+        await exchange.run(AfterResponse(app, pool))
+        assert isinstance(exchange.error, QueueFull)
+        assert exchange.messages == [START]
+        assert exchange.statuses == [DROPPED]
+
+
+async def test_tasks_for_a_pool_that_has_stopped_are_a_503() -> None:
+    pool = Pool()
+    async with pool:
+        pass
+    exchange = await Exchange().run(AfterResponse(adding(Exchange(), work, then=answers), pool))
+    assert refusal(exchange)[2] == b"the pool has stopped: nothing is taken on any more\n"
+    with pytest.raises(PoolStopped):
+        BackgroundTasks(pool).add_task(work)
+
+
+# --- lifespan ---
+
+
+class Life:
+    """A lifespan conversation; the test says when the server speaks."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.told: asyncio.Queue[Message] = asyncio.Queue()
+        self.answers: asyncio.Queue[Message] = asyncio.Queue()
+        self.task = asyncio.ensure_future(app({"type": "lifespan"}, self.told.get, self.answers.put))
+
+    async def tell(self, part: str) -> Message:
+        self.told.put_nowait({"type": f"lifespan.{part}"})
+        return await self.answers.get()
+
+
+class Speaking:
+    """An application that speaks lifespan and notes what it hears, and how its pool is then."""
+
+    def __init__(self) -> None:
+        self.notes: list[Any] = []
+        self.result: TaskResult[Any] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hold = hold_of(scope)
+        message = await receive()
+        self.result = hold.add_task(self.note, "task")
+        self.notes.append((message["type"], hold.pool.is_new, self.result.status))
+        await send({"type": "lifespan.startup.complete"})
+        message = await receive()
+        self.notes.append((message["type"], self.result.status))
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def note(self, what: str) -> None:
+        self.notes.append(what)
+
+
+async def test_the_pool_is_open_during_startup_works_after_it_and_is_drained_before_the_shutdown() -> None:
+    app = Speaking()
+    joint = AfterResponse(app, workers=1)
+    life = Life(joint)
+    assert await life.tell("startup") == {"type": "lifespan.startup.complete"}
+    assert await life.tell("shutdown") == {"type": "lifespan.shutdown.complete"}
+    await life.task
+    assert app.notes == [("lifespan.startup", False, HELD), "task", ("lifespan.shutdown", SUCCESSFUL)]
+    with pytest.raises(PoolStopped):
+        joint.pool.enqueue(work)
+
+
+async def test_tasks_that_are_enqueued_during_startup_start_when_it_is_complete() -> None:
+    notes: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        result = scope["minibg.background"].pool.enqueue(notes.append, "task")
+        await asyncio.sleep(0)
+        notes.append(result.status)
+        await send({"type": "lifespan.startup.complete"})
+        await result.wait()
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    life = Life(AfterResponse(app))
+    await life.tell("startup")
+    await life.tell("shutdown")
+    await life.task
+    assert notes == [READY, "task"]
+
+
+async def test_a_pool_that_is_open_already_is_left_to_its_owner() -> None:
+    app = Speaking()
+    async with Pool() as pool:
+        life = Life(AfterResponse(app, pool))
+        await life.tell("startup")
+        await pool.idle()
+        await life.tell("shutdown")
+        await life.task
+        assert app.result is not None and app.result.status is SUCCESSFUL
+        result = await pool.enqueue(work).wait()
+        assert result.status is SUCCESSFUL
+
+
+@pytest.mark.parametrize("app", [raises, silent])
+async def test_lifespan_is_spoken_for_an_application_that_does_not(app: ASGIApp) -> None:
+    joint = AfterResponse(app)
+    life = Life(joint)
+    assert await life.tell("startup") == {"type": "lifespan.startup.complete"}
+    finished = joint.pool.enqueue(work)
+    assert await life.tell("shutdown") == {"type": "lifespan.shutdown.complete"}
+    await life.task
+    assert finished.status is SUCCESSFUL
+
+
+async def test_lifespan_is_ended_for_an_application_that_returns_after_its_startup() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+
+    joint = AfterResponse(app)
+    life = Life(joint)
+    await life.tell("startup")
+    finished = joint.pool.enqueue(work)
+    assert await life.tell("shutdown") == {"type": "lifespan.shutdown.complete"}
+    await life.task
+    assert finished.status is SUCCESSFUL
+
+
+async def test_a_startup_that_fails_stops_the_pool_and_drops_what_was_added() -> None:
+    results: list[TaskResult[Any]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        results.append(hold_of(scope).add_task(work))
+        hold_of(scope).drop()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+    joint = AfterResponse(app)
+    life = Life(joint)
+    assert await life.tell("startup") == {"type": "lifespan.startup.failed", "message": "no database"}
+    await life.task
+    assert results[0].status is DROPPED
+    with pytest.raises(PoolStopped):
+        joint.pool.enqueue(work)
+
+
+async def test_an_application_that_fails_after_its_startup_takes_the_pool_with_it() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await raises(scope, receive, send)
+
+    joint = AfterResponse(app)
+    life = Life(joint)
+    assert await life.tell("startup") == {"type": "lifespan.startup.complete"}
+    with pytest.raises(RuntimeError, match="no answer"):
+        await life.task
+    with pytest.raises(PoolStopped):
+        joint.pool.enqueue(work)
+
+
+async def test_a_pool_that_cannot_open_fails_the_startup() -> None:
+    class Unopenable(Pool):
+        async def open(self) -> None:
+            raise OSError("the disk is full")
+
+    life = Life(AfterResponse(answers, Unopenable()))
+    assert await life.tell("startup") == {
+        "type": "lifespan.startup.failed",
+        "message": "the pool cannot open: the disk is full",
+    }
+    with pytest.raises(OSError, match="the disk is full"):
+        await life.task
+
+
+async def test_without_a_lifespan_the_first_request_starts_the_pool_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    exchange = Exchange()
+    joint = AfterResponse(adding(exchange, work, then=answers))
+    with caplog.at_level(logging.WARNING, logger="minibg.background"):
+        await exchange.run(joint)
+        await exchange.run(joint)
+    await joint.pool.idle()
+    assert exchange.statuses == [SUCCESSFUL, SUCCESSFUL]
+    assert caplog.messages == ["no lifespan was run: the pool starts with this request, and nobody will drain it"]
+    await joint.pool.stop()
+
+
+def test_options_next_to_a_pool_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"\(queue_limit, workers\) next to a pool"):
+        AfterResponse(answers, Pool(), workers=1, queue_limit=2)
