@@ -3,13 +3,23 @@
 Three ordinary functions. Only the mail is a `@task`, because it wants more than the defaults: it is tried three times, and
 none of the attempts may take longer than half a minute. Nothing here knows of HTTP.
 
-Settings come from the environment: ``SMTP_URL`` (``smtp://user:password@host:587``, ``smtps://`` for TLS from the start;
-without it the mail becomes a file), ``OUTBOX`` (the folder of those files and of the audit log), ``MAIL_SECONDS`` (how long
-a mail to a file takes, so that one can watch).
+Settings come from the environment, and are read when a task runs:
+
+- ``SMTP_URL``: ``smtp://user:password@host:587``, or ``smtps://`` for TLS from the start; smtp turns to TLS when the server
+  offers it. Without the setting the mail becomes a file.
+- ``OUTBOX``: the folder of those files (``./outbox``).
+- ``MAIL_SECONDS``: how long a mail to a file takes (2), so that one can watch.
+- ``AUDIT_LOG``: the file of the audit lines (``audit.log`` in the outbox).
+
+A mail that is tried again may arrive twice: the server may have taken it and the answer been lost. Its Message-ID is made
+here and differs between attempts; a real service would make it once, in the handler, and pass it on.
+
+The mail is an `EmailMessage`: it raises ValueError for a header with a line break in it, whatever the handler let through.
 """
 
 import os
 import smtplib
+import ssl
 import time
 from datetime import UTC, datetime
 from email.message import EmailMessage
@@ -42,18 +52,30 @@ def send_welcome_email(address: str) -> str:
     return _to_server(message, url) if url else _to_file(message)
 
 
+def audit_log() -> Path:
+    return Path(os.environ.get("AUDIT_LOG") or outbox() / "audit.log")
+
+
 def _to_server(message: EmailMessage, url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("smtp", "smtps") or parts.hostname is None:
         raise ValueError(f"SMTP_URL is smtp://host:port or smtps://host:port, not {url!r}")
-    connect = smtplib.SMTP_SSL if parts.scheme == "smtps" else smtplib.SMTP
-    with connect(parts.hostname, parts.port or 0, timeout=10) as smtp:
+    tls = ssl.create_default_context()  # Verifies the certificate, which smtplib does not do by itself.
+    with _connect(parts.scheme, parts.hostname, parts.port or 0, tls) as smtp:
+        smtp.ehlo()
         if parts.scheme == "smtp" and smtp.has_extn("starttls"):
-            smtp.starttls()
+            smtp.starttls(context=tls)
         if parts.username:
             smtp.login(unquote(parts.username), unquote(parts.password or ""))
         smtp.send_message(message)
-    return f"{parts.hostname}:{parts.port}"
+    return parts.hostname
+
+
+def _connect(scheme: str, host: str, port: int, tls: ssl.SSLContext) -> smtplib.SMTP:
+    """Port 0 is the scheme's own."""
+    if scheme == "smtps":
+        return smtplib.SMTP_SSL(host, port, timeout=10, context=tls)
+    return smtplib.SMTP(host, port, timeout=10)
 
 
 def _to_file(message: EmailMessage) -> str:
@@ -64,10 +86,9 @@ def _to_file(message: EmailMessage) -> str:
 
 
 def write_audit_line(address: str) -> None:
-    with (outbox() / "audit.log").open("a", encoding="utf-8") as log:
+    with audit_log().open("a", encoding="utf-8") as log:
         log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} registered {address}\n")
 
 
-async def refresh_cache() -> None:
-    log = outbox() / "audit.log"
-    cache["registrations"] = len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
+def refresh_cache() -> None:
+    cache["registrations"] = len(audit_log().read_text(encoding="utf-8").splitlines())

@@ -16,9 +16,11 @@ import pytest
 from aiosmtpd.controller import Controller
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from examples.signup import app
+from examples.signup import app, invitation
+from examples.signup.tasks import send_welcome_email
 from minibg import TaskStatus, serve
 from minibg.serving import TaskServer
 from tests.needs import need
@@ -104,6 +106,15 @@ async def test_the_three_tasks_run_in_order_after_the_answer(
     assert (await client.get("/registrations")).json() == {"registrations": 1}
 
 
+async def test_the_audit_log_may_be_elsewhere(
+    server: TaskServer, client: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUDIT_LOG", str(tmp_path / "audit"))
+    await register(client)
+    await server.pool.idle()
+    assert (tmp_path / "audit").read_text().endswith("registered a@example.org\n")
+
+
 async def test_a_task_can_be_looked_up_and_an_unknown_one_is_a_404(
     server: TaskServer, client: httpx.AsyncClient
 ) -> None:
@@ -114,10 +125,52 @@ async def test_a_task_can_be_looked_up_and_an_unknown_one_is_a_404(
     assert (await client.get("/tasks/nothing")).status_code == 404
 
 
-@pytest.mark.parametrize("email", ["", "a", "a@b", "a@example.org\nBcc: b@example.org", "<a@example.org>"])
+@pytest.mark.parametrize(
+    "email",
+    [
+        *("", "a", "a@b", "a@b.", "a@-b.org", "a b@example.org", "<a@example.org>", "a(b)@example.org"),
+        *(
+            "a@example.org\nBcc: b@example.org",
+            "a@example.org\r\nBcc: b@example.org",
+            "a@example.org\n",
+            "a\0@example.org",
+        ),
+        *("a@example.org,b@example.org", "a@example.org;b@example.org", "a@" + "example." * 32 + "org"),
+    ],
+)
 async def test_what_is_no_address_is_refused(client: httpx.AsyncClient, email: str) -> None:
     response = await client.post("/register", params={"email": email})
     assert (response.status_code, "not an email address" in response.text) == (422, True)
+
+
+@pytest.mark.parametrize("address", ["a@example.org\nBcc: b@example.org", "a@example.org\r\n\r\nanother body"])
+def test_the_mail_itself_refuses_an_address_with_a_line_break(address: str, outbox: Path) -> None:
+    with pytest.raises(ValueError, match="linefeed or carriage return"):
+        send_welcome_email(address)
+    assert not outbox.exists()
+
+
+@pytest.mark.parametrize("url", ["mail.example.org:25", "http://mail.example.org", "smtp://"])
+def test_a_setting_that_names_no_mail_server_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMTP_URL", url)
+    with pytest.raises(ValueError, match="SMTP_URL is"):
+        send_welcome_email("a@example.org")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        ([("127.0.0.1", 81), ("::1", 81)], "curl -X POST 'http://127.0.0.1:81/register?email=a@example.org'"),
+        ([("::1", 81)], "curl -X POST 'http://[::1]:81/register?email=a@example.org'"),
+        (["/run/ab"], "curl -X POST --unix-socket /run/ab 'http://localhost/register?email=a@example.org'"),
+    ],
+)
+def test_the_invitation_names_the_place_where_the_server_is(addresses: Any, expected: str) -> None:
+    assert invitation(addresses)[-1].strip() == expected
+
+
+def test_there_is_no_invitation_to_an_unknown_place() -> None:
+    assert invitation(()) == []
 
 
 async def test_the_mail_goes_through_a_real_server(server: TaskServer, client: httpx.AsyncClient, inbox: Inbox) -> None:
@@ -137,8 +190,9 @@ async def test_a_mail_that_is_refused_is_visible(server: TaskServer, client: htt
     assert found["errors"][0]["type"] == "smtplib.SMTPRecipientsRefused"
     # Its siblings wait for it: strictly one after another.
     assert (await client.get(f"/tasks/{audit['id']}")).json()["status"] == "READY"
-    server.pool.cancel(mail["id"])
     await server.pool.idle()
+    found = (await client.get(f"/tasks/{mail['id']}")).json()
+    assert (found["status"], found["attempts"], len(found["errors"])) == ("FAILED", 3, 3)
     assert (await client.get(f"/tasks/{audit['id']}")).json()["status"] == "SUCCESSFUL"
 
 
@@ -189,16 +243,35 @@ def sign_up(browser: webdriver.Chrome, port: int, address: str, expected: str, t
 
 async def test_a_person_watches_the_tasks_of_a_registration(server: TaskServer, browser: webdriver.Chrome) -> None:
     shown = await asyncio.to_thread(sign_up, browser, server.port, "a@example.org", "SUCCESSFUL", 3)
-    assert shown.split() == [
-        "send_welcome_email",
-        "SUCCESSFUL",
-        "write_audit_line",
-        "SUCCESSFUL",
-        "refresh_cache",
-        "SUCCESSFUL",
+    assert shown.splitlines() == [
+        *("send welcome email", "SUCCESSFUL", "write audit line", "SUCCESSFUL", "refresh cache", "SUCCESSFUL")
     ]
+    assert "answered in" in await asyncio.to_thread(lambda: browser.find_element(By.ID, "message").text)
 
 
 async def test_a_person_sees_that_the_mail_failed(server: TaskServer, browser: webdriver.Chrome, inbox: Inbox) -> None:
-    shown = await asyncio.to_thread(sign_up, browser, server.port, "unknown@example.org", "550")
-    assert "no such mailbox" in shown
+    await asyncio.to_thread(sign_up, browser, server.port, "unknown@example.org", "SUCCESSFUL", 2)
+    lines = await asyncio.to_thread(lambda: browser.find_element(By.ID, "tasks").text.splitlines())
+    assert lines[:2] == ["send welcome email", "FAILED, attempt 3"]
+    assert "550" in lines[2]
+    assert "no such mailbox" in lines[2]
+    assert lines[3:] == ["write audit line", "SUCCESSFUL", "refresh cache", "SUCCESSFUL"]
+
+
+async def test_the_page_shows_an_error_as_text(server: TaskServer, browser: webdriver.Chrome, inbox: Inbox) -> None:
+    """The address is in the error; a browser would take this one, and so do we."""
+    address = "unknown&lt@example.org"
+    await asyncio.to_thread(sign_up, browser, server.port, address, address)
+
+
+async def test_a_person_is_told_what_is_wrong_with_an_address(server: TaskServer, browser: webdriver.Chrome) -> None:
+    """The browser takes a domain without a dot, the server does not."""
+
+    def told() -> str:
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        browser.find_element(By.NAME, "email").send_keys("a@b", Keys.ENTER)
+        message = browser.find_element(By.ID, "message")
+        WebDriverWait(browser, 20).until(lambda _: message.text)
+        return message.text
+
+    assert await asyncio.to_thread(told) == "'a@b' is not an email address"
