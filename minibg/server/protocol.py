@@ -37,6 +37,7 @@ import logging
 import select
 import socket
 import struct
+from contextlib import suppress
 from enum import Enum
 from http import HTTPStatus
 from math import inf
@@ -327,7 +328,8 @@ class Connection(asyncio.Protocol):
             # Not here: asyncio says connection_lost twice if a transport is closed within resume_writing.
             self.server.loop.call_soon(self.transport.close)
         else:
-            self.transport.write_eof()
+            with suppress(OSError):  # a reset has arrived that asyncio has not read yet; it is the next thing it reads
+                self.transport.write_eof()
             self.transport.resume_reading()
 
     def _end_cycle(self, stage: Stage) -> None:

@@ -9,6 +9,7 @@ its own streams 200 MB each way, and the kernel says how large it became at most
 """
 
 import asyncio
+import errno
 import logging
 import re
 import socket
@@ -22,6 +23,8 @@ from typing import Any
 import pytest
 
 from minibg.asgi import ClientDisconnected, Receive, Scope, Send
+from minibg.server.protocol import Connection
+from tests.server.test_properties import Wire
 from tests.server.test_protocol import seen_by
 from tests.server.wire import (
     GET,
@@ -188,6 +191,36 @@ async def test_the_unfinished_request_of_a_half_closed_client_is_refused_after_t
         assert (status, headers["connection"]) == (400, "close")
         assert await client.rest() == b""
         client.writer.close()
+
+
+class Broken(Wire):
+    """asyncio's transport to a client whose reset has arrived but has not been read yet."""
+
+    def write_eof(self) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+
+@pytest.mark.parametrize("path", [b"/", b"/fails"])
+async def test_a_client_that_resets_at_the_moment_of_its_last_response_leaves_nothing_behind(path: bytes) -> None:
+    """Found by the soak: the failure to close by half ended the cycle before it was struck from the list of requests."""
+    returned: list[str] = []
+
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/":
+            await respond(send, b"ok")
+            returned.append("from the last send")
+        else:
+            raise ValueError("no response")
+
+    async with serving(app) as server:
+        wire, connection = Broken(), Connection(server)
+        wire.connect(connection)
+        connection.data_received(GET_CLOSE.replace(b"/ ", path + b" "))
+        await asyncio.wait_for(asyncio.gather(*server.requests), 5)
+        assert server.requests == set()
+        assert returned == ["from the last send"][: path == b"/"]
+        wire.close()
 
 
 # --- the scope and the head ---
