@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from minibg.background.task import TASKS
+
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 _complaints: list[dict[str, Any]] = []
@@ -35,3 +37,12 @@ def no_complaint_of_the_loop() -> Iterator[None]:
     yield
     gc.collect()
     assert _complaints == []
+
+
+@pytest.fixture(autouse=True)
+def no_task_name_outlives_its_test() -> Iterator[None]:
+    """Names are global to a process; two tests may use the same."""
+    before = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(before)
