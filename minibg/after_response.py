@@ -14,6 +14,10 @@ If the application raises instead, the hold is *dropped*, but for tasks that run
 failure: the client went away, ``send`` said so by an OSError (ASGI http 2.4), and the application let that out. The
 handler had answered, and its tasks run; whether somebody stayed to read is not the handler's business.
 
+What counts is what reaches this file. minibg's `App` says so itself when it makes a response of an exception, and the
+tasks are dropped. Starlette and FastAPI make a response of an HTTPException deep inside: here it is a 4xx like one that
+was returned, and the tasks run.
+
 **The pool lives inside the application's lifespan.** It is opened before the application starts up (which may add
 tasks already), works when the startup is complete, and is drained before the application hears of the shutdown, so that
 the tasks still find everything open that they use. A pool that somebody else has opened is left to them. An
