@@ -310,11 +310,15 @@ def mutations(draw: st.DrawFn) -> bytes:
     return data
 
 
+#: RFC 9112 section 2.2: at least one SHOULD be ignored before a request. h11 ignores none.
+BLANK_LINES = re.compile(rb"\A(?:\r\n)+")
+
+
 def found_by_h11(data: bytes) -> Iterator[Seen]:
     """The requests that the bytes contain, as h11 reads them one after the other."""
-    while data.removeprefix(b"\r\n"):
+    while data := BLANK_LINES.sub(b"", data):
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=1_000_000)
-        parser.receive_data(data.removeprefix(b"\r\n"))
+        parser.receive_data(data)
         parser.receive_data(b"")
         head, body = None, b""
         try:
