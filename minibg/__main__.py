@@ -96,15 +96,17 @@ def parser() -> argparse.ArgumentParser:
 def _add_option(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, help_text: str | None) -> None:
     flag = f"--{name.replace('_', '-')}"
     text = f"{help_text or HELP[name]} ({default})"
+    # What is not given is not passed on: an AfterResponse that is served has a pool, and a pool its own options.
+    given = _default(name, argparse.SUPPRESS)
     if hint is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=_default(name, default), help=text)
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=given, help=text)
     elif typing.get_origin(hint) is typing.Literal:
-        parser.add_argument(flag, choices=typing.get_args(hint), default=_default(name, default), help=text)
+        parser.add_argument(flag, choices=typing.get_args(hint), default=given, help=text)
     else:
         if isinstance(hint, types.UnionType):  # "int | None": None means that the option was not given.
             hint = typing.get_args(hint)[0]
         kind = octal if name == "uds_permissions" else hint
-        parser.add_argument(flag, type=kind, default=_default(name, default), help=text, metavar=hint.__name__.upper())
+        parser.add_argument(flag, type=kind, default=given, help=text, metavar=hint.__name__.upper())
 
 
 def octal(text: str) -> int:
