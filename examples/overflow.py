@@ -6,7 +6,7 @@ Run it::
 
 You will see::
 
-    reject: 202, 202, then 503 with Retry-After: 1
+    reject: 202, 202, then 503, come back later: True
         {"detail":"no place for another task: the queue's limit is 1"}
     caught: 200 {"msg":"registered, but we cannot send mail just now"}
     wait: 202, 202, then 202 when a place was free: True
@@ -89,7 +89,7 @@ async def main() -> None:
     async with serve(application(mail_server), port=0, workers=1, queue_limit=1) as server:
         before = await fill(server.port, mail_server)
         response, body = await post(server.port, "/register")
-        print(f"reject: {before}, then {response.status} with Retry-After: {response.headers['Retry-After']}")
+        print(f"reject: {before}, then {response.status}, come back later: {'Retry-After' in response.headers}")
         print(f"    {body.strip()}")
         response, body = await post(server.port, "/register-anyway")
         print(f"caught: {response.status} {body.strip()}")

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -13,7 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, LoginPassword
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -179,6 +182,49 @@ async def test_the_mail_goes_through_a_real_server(server: TaskServer, client: h
     [(recipients, content)] = inbox.messages
     assert recipients == ["a@example.org"]
     assert "Subject: Welcome" in content
+
+
+# aiosmtpd does not count TLS from the start as TLS.
+@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+def test_the_mail_is_encrypted_and_its_sender_known(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By STARTTLS or from the start. The certificate is verified: without its authority nothing is sent."""
+    authority = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(tls)
+    logins: list[LoginPassword] = []
+
+    def authenticate(server: Any, session: Any, envelope: Any, mechanism: str, login: LoginPassword) -> AuthResult:
+        logins.append(login)
+        return AuthResult(success=login == LoginPassword(b"me@here", b"pass:word"))
+
+    inbox = Inbox()
+    how = {"tls_context": tls, "require_starttls": True} if scheme == "smtp" else {"ssl_context": tls}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    controller = Controller(
+        inbox,
+        "localhost",
+        port,
+        authenticator=authenticate,
+        auth_required=True,
+        **how,
+        auth_require_tls=scheme == "smtp",
+    )
+    controller.start()
+    try:
+        monkeypatch.setenv("SMTP_URL", f"{scheme}://me%40here:pass%3Aword@localhost:{port}")
+        with pytest.raises(ssl.SSLCertVerificationError):
+            send_welcome_email("a@example.org")
+        authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        assert send_welcome_email("a@example.org") == "localhost"
+    finally:
+        controller.stop()
+    assert logins == [LoginPassword(b"me@here", b"pass:word")]
+    assert [recipients for recipients, _ in inbox.messages] == [["a@example.org"]]
 
 
 async def test_a_mail_that_is_refused_is_visible(server: TaskServer, client: httpx.AsyncClient, inbox: Inbox) -> None:
