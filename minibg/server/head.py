@@ -23,7 +23,7 @@ another major version                           505     RFC 9110 §15.6.6; 1.2 a
 too long target, header section, too many       414 431 `minibg.server.limits`
 ==============================================  ======  ==============================================================
 
-One blank line before a request is skipped (RFC 9112 §2.2 SHOULD); the connection does that.
+Blank lines before a request are skipped (RFC 9112 §2.2 SHOULD); the connection does that.
 
 Rules of this file: no state, no input or output. `Refused` carries the status; its text is for the log, never for the
 client, who wrote the bytes and may be trying them on somebody else's browser.

@@ -34,6 +34,7 @@ Rejected: asyncio streams. They cost half the throughput of a protocol on the sa
 
 import asyncio
 import logging
+import re
 import select
 import socket
 import struct
@@ -61,6 +62,8 @@ BUFFER = 64 * 1024
 DISCARD = 256 * 1024
 #: Seconds the client has to close its half. nginx' lingering_timeout is 5 for each piece; the answer is on its way already.
 LINGER = 2.0
+#: Empty lines before a request.
+_BLANK = re.compile(rb"\A(?:\r\n)+")
 #: SO_LINGER with zero seconds: close sends a reset.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -181,7 +184,8 @@ class Connection(asyncio.Protocol):
     def _next_request(self) -> None:
         """Begin the request that ``_pending`` holds, if its head is complete."""
         if self._pending[:2] == b"\r\n":
-            self._pending = self._pending[2:]  # RFC 9112 §2.2: at least one empty line SHOULD be ignored
+            # RFC 9112 §2.2: at least one empty line SHOULD be ignored; one alone would depend on how they are cut.
+            self._pending = _BLANK.sub(b"", self._pending)
         data = self._pending
         end = data.find(b"\r\n\r\n") + 4
         try:
