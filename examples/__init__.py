@@ -1,1 +1,16 @@
-"""Lessons: each file opens with how to run it and what you will see."""
+"""Lessons: each file opens with how to run it and what you will see.
+
+Start with `signup`, the example of the README: a registration, its mail, and a page to watch them on. Then, one
+capability each:
+
+- `hello`: what FastAPI's documentation shows, with another import line
+- `pool_alone`: the queue and its workers in a script, without HTTP
+- `follow`: the timeline of what happens
+- `retries`, `timeouts`, `delays`: what a task may ask for
+- `keys`: one of a kind, and first of all
+- `context`: a task sees the context variables of its own request
+- `failing`: a handler that fails, and what becomes of its tasks
+- `overflow`: a full queue
+- `cancel`, `stopping`: how it ends before its time
+- `around_fastapi`: around an application of somebody else, under any server
+"""

@@ -14,8 +14,8 @@ You will see, in ``log.txt``::
     audit
 
 The first three are the tasks of one response and stand in the order they were added. The last one comes from a
-dependency, which has added it to the same request's tasks as the handler would. Everything below the import is as it would be
-for FastAPI: that is why it is less typed than the rest of this folder.
+dependency, which has added it to the same request's tasks as the handler would. Everything below the import is as it
+would be for FastAPI: that is why it is less typed than the rest of this folder.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 # ruff: noqa: ANN001, ANN201, ARG001, B008, PTH123 - written as FastAPI's documentation writes it

@@ -14,8 +14,8 @@ You will see::
     refreshed shop 1
 
 At most one unfinished run of a task has a given key; who adds a second gets the first one's `TaskResult`. A hundred
-registrations in a second need one cache refresh, not a hundred. A finished run frees its key, so nothing that changed later is missed:
-only a run that has begun already may have read old data. If that matters, leave the key out.
+registrations in a second need one cache refresh, not a hundred. A finished run frees its key, so the next change is
+seen. One thing to know: a run that has begun may have read the old data already, and still holds the key.
 
 ``priority="high"`` goes to the other of two lanes, which is always emptied first. As long as high work keeps
 coming, normal work waits.

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import examples
 from examples import around_fastapi, hello
 from minibg import AfterResponse, serve
 
@@ -28,6 +29,11 @@ def section(lesson: str, opening: str) -> list[str]:
     found = re.search(rf"^{opening}.*::\n\n((?:    .*\n|\n)+)", essay, re.MULTILINE)
     assert found is not None, f"the essay of {lesson} has no line that begins with {opening!r}"
     return [line.removeprefix("    ") for line in found[1].strip("\n").splitlines()]
+
+
+def test_the_folder_names_every_lesson_once() -> None:
+    listed = re.findall(r"^- (.*):", examples.__doc__ or "", re.MULTILINE)
+    assert sorted(name.strip("`") for line in listed for name in line.split(", ")) == LESSONS
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
