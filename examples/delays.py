@@ -14,9 +14,9 @@ You will see::
     every 0.1 s
     not waited for: LOST
 
-``using`` gives a copy of a task with other options; the function's own arguments are never mixed with them. A task that
-waits takes a place in the queue and no worker. Times of day are aware datetimes: a time without a zone is refused, because it
-means something else on the next machine.
+``using`` gives a copy of a task with other options; the function's own arguments are never mixed with them. A task
+that waits takes a place in the queue and no worker. Times of day are aware datetimes: a time without a zone is
+refused, because it means something else on the next machine.
 
 ``every`` counts from the schedule and never overlaps itself; moments that are missed are skipped and counted. In an
 application it is ``@app.every(seconds=60)``.

@@ -14,8 +14,8 @@ You will see::
     mail    start    READY -> RUNNING
     mail    succeed  RUNNING -> SUCCESSFUL
 
-``pool.follow()`` is an asynchronous iterator of the transitions from now on, and ends when the pool has stopped. It is the
-list from which the log, the counts and the tests read. A slow follower holds nobody up: it loses the oldest
+``pool.follow()`` is an asynchronous iterator of the transitions from now on, and ends when the pool has stopped. It
+is the list from which the log, the counts and the tests read. A slow follower holds nobody up: it loses the oldest
 transitions, and the next one says in ``missed`` how many.
 """
 

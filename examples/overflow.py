@@ -19,8 +19,8 @@ the third finds the queue full.
 - A handler may catch it, because there still is a response to change.
 - ``overflow="wait"``: the response waits for a place, at most ``overflow_timeout`` seconds; after that it is a 503 too.
 
-Who was told that the mail follows gets it: a place, once reserved, is never taken back. ``minibg --queue-limit 50 --overflow
-wait`` sets the same for the command.
+Who was told that the mail follows gets it: a place, once reserved, is never taken back. ``minibg --queue-limit 50
+--overflow wait`` sets the same for the command.
 """
 
 import asyncio

@@ -11,9 +11,9 @@ You will see::
     a failure is one task's: FAILED ZeroDivisionError
     finished: 7
 
-``async with`` opens the pool and, at its end, works off what is left: the seventh task is still on its way when the block
-ends. ``enqueue`` never waits; it gives back a `TaskResult`, which can be waited for, or not. Coroutine functions run on the
-loop, all others in threads of their own. The traceback of the failure is in the log, on stderr.
+``async with`` opens the pool and, at its end, works off what is left: the seventh task is still on its way when the
+block ends. ``enqueue`` never waits; it gives back a `TaskResult`, which can be waited for, or not. Coroutine
+functions run on the loop, all others in threads of their own. The traceback of the failure is in the log, on stderr.
 """
 
 import asyncio

@@ -13,8 +13,8 @@ You will see::
     wrong address: FAILED after 1 attempts
     says when itself: SUCCESSFUL after 2 attempts
 
-- ``attempts`` counts the first. The delay before the next is random between zero and ``base``, then twice that, and so on
-  up to ``cap`` seconds: tasks that failed together do not come back together.
+- ``attempts`` counts the first. The delay before the next is random between zero and ``base``, then twice that, and
+  so on up to ``cap`` seconds: tasks that failed together do not come back together.
 - ``give_up_on`` names the errors that another attempt cannot cure.
 - ``RetryLater(after=)`` is for a task that knows better, because the other side has told it.
 

@@ -9,16 +9,17 @@ and register, from a second terminal or on http://127.0.0.1:8000/::
     curl -X POST 'http://127.0.0.1:8000/register?email=a@example.org'
 
 You will see the answer at once, with the ids of three tasks. The mail takes two seconds; the audit line and the cache
-refresh follow it in this order, although they would be done in no time: the tasks of one response run one after another.
-``curl http://127.0.0.1:8000/tasks/ID`` shows where one is. Press Ctrl-C during the mail: the server waits for it.
+refresh follow it in this order, although they would be done in no time: the tasks of one response run one after
+another. ``curl http://127.0.0.1:8000/tasks/ID`` shows where one is. Press Ctrl-C during the mail: the server waits
+for it.
 
-Without ``SMTP_URL`` the mail is a file in ``./outbox``, so nothing else needs to be installed. With it, and a mail server
-that refuses, the page shows the error, and the two other tasks run all the same.
+Without ``SMTP_URL`` the mail is a file in ``./outbox``, so nothing else needs to be installed. With it, and a mail
+server that refuses, the page shows the error, and the two other tasks run all the same.
 
-How to read it: this file is the HTTP side, `tasks` is what happens afterwards and knows nothing of HTTP, `page` is what a
-person sees. The one line that joins them is ``background_tasks.add_task``: it reserves a place in the queue (a full queue
-is a 503 here and now) and gives back the `TaskResult` whose id the answer carries. ``Pool`` and ``BackgroundTasks`` are
-arguments, and come by their annotation.
+How to read it: this file is the HTTP side, `tasks` is what happens afterwards and knows nothing of HTTP, `page` is
+what a person sees. The one line that joins them is ``background_tasks.add_task``: it reserves a place in the queue (a
+full queue is a 503 here and now) and gives back the `TaskResult` whose id the answer carries. ``Pool`` and
+``BackgroundTasks`` are arguments, and come by their annotation.
 
 The status is 202 Accepted: the registration is taken on and not done yet (RFC 9110 §15.3.3).
 """

@@ -2,7 +2,8 @@
 
 It asks for each task's record five times a second until the record says when it ended. What comes from the server is
 put in as text and never as markup, so an error message cannot become a script. Status and colour say the same thing:
-nobody has to tell red from green. A line is written only when it changed, or a screen reader would read it five times a second.
+nobody has to tell red from green. A line is written only when it changed, or a screen reader would read it five times
+a second.
 """
 
 PAGE = """<!doctype html>

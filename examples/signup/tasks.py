@@ -1,20 +1,21 @@
 """What happens after a registration: a mail, an audit line, a cache refresh.
 
-Three ordinary functions. Only the mail is a `@task`, because it wants more than the defaults: it is tried three times, and
-none of the attempts may take longer than half a minute. Nothing here knows of HTTP.
+Three ordinary functions. Only the mail is a `@task`, because it wants more than the defaults: it is tried three
+times, and none of the attempts may take longer than half a minute. Nothing here knows of HTTP.
 
 Settings come from the environment, and are read when a task runs:
 
-- ``SMTP_URL``: ``smtp://user:password@host:587``, or ``smtps://`` for TLS from the start; smtp turns to TLS when the server
-  offers it. Without the setting the mail becomes a file.
+- ``SMTP_URL``: ``smtp://user:password@host:587``, or ``smtps://`` for TLS from the start; smtp turns to TLS when the
+  server offers it. Without the setting the mail becomes a file.
 - ``OUTBOX``: the folder of those files (``./outbox``).
 - ``MAIL_SECONDS``: how long a mail to a file takes (2), so that one can watch.
 - ``AUDIT_LOG``: the file of the audit lines (``audit.log`` in the outbox).
 
-A mail that is tried again may arrive twice: the server may have taken it and the answer been lost. Its Message-ID is made
-here and differs between attempts; a real service would make it once, in the handler, and pass it on.
+A mail that is tried again may arrive twice: the server may have taken it and the answer been lost. Its Message-ID is
+made here and differs between attempts; a real service would make it once, in the handler, and pass it on.
 
-The mail is an `EmailMessage`: it raises ValueError for a header with a line break in it, whatever the handler let through.
+The mail is an `EmailMessage`: it raises ValueError for a header with a line break in it, whatever the handler let
+through.
 """
 
 import os
