@@ -43,6 +43,7 @@ def no_complaint_of_the_loop() -> Iterator[None]:
 def no_task_name_outlives_its_test() -> Iterator[None]:
     """Names are global to a process; two tests may use the same."""
     before = dict(TASKS)
+    TASKS.clear()
     yield
     TASKS.clear()
     TASKS.update(before)
