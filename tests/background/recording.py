@@ -6,8 +6,8 @@ A story is the whole list of ``(task name, status it reached)`` of a pool, in or
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, Unpack
 
-from minibg.background import Follower, Pool, Task, TaskResult, TaskStatus, task
-from minibg.background.task import TaskOptions
+from minibg.background import Follower, Pool, Task, TaskResult, TaskStatus
+from minibg.background.task import Options, TaskOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -16,8 +16,8 @@ Story = list[tuple[str, str]]
 
 
 def named(name: str, function: Callable[P, R], **options: Unpack[TaskOptions]) -> Task[P, R]:
-    """A task of a function that is made inside a test, under a short name."""
-    return task(name=name, **options)(function)
+    """A task under a short name, which is not entered in `TASKS`: each test has its own "a"."""
+    return Task(function, name, Options(**options))
 
 
 async def story(follower: Follower) -> Story:
