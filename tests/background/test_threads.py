@@ -102,7 +102,7 @@ def test_a_thread_that_waits_for_a_loop_that_ends_is_told(monkeypatch: pytest.Mo
     called, errors = threading.Event(), []
 
     class Loop(asyncio.SelectorEventLoop):
-        def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> asyncio.Handle:
+        def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> asyncio.Handle:  # type: ignore[override]
             handle = super().call_soon_threadsafe(*args, **kwargs)
             called.set()
             return handle

@@ -259,7 +259,8 @@ async def test_a_coroutine_is_cancelled_at_its_timeout_and_its_cleanup_awaited()
 
 
 async def test_a_timeout_can_be_retried() -> None:
-    clock, begun, attempts = FakeClock(), asyncio.Event(), []
+    clock, begun = FakeClock(), asyncio.Event()
+    attempts: list[Any] = []
 
     async def slow_at_first() -> None:
         attempts.append(len(attempts) + 1)
@@ -315,9 +316,7 @@ async def test_a_task_that_swallows_its_cancellation_is_named_and_keeps_its_work
         clock.advance(3)
         await swallowed.wait()
         clock.advance(1)
-        assert messages(caplog, logging.WARNING) == [
-            f"a {result.id} swallows its cancellation: its worker stays taken"
-        ]
+        assert messages(caplog, logging.WARNING) == [f"a {result.id} swallows its cancellation: its worker stays taken"]
         assert (result.status, after.status) == (TaskStatus.RUNNING, TaskStatus.READY)
         go.set()
         await after.wait()

@@ -94,7 +94,8 @@ def rows() -> list[Row]:
             marks = {mark.name for mark in getattr(test, "pytestmark", ())}
             if not hasattr(test, "requirement") or marks & {"skip", "skipif", "xfail"}:
                 raise ValueError(f"{file}.{name} shows no requirement, or may not be run")
-            found.append(Row(*test.requirement, file, name))
+            where, level, what = test.requirement
+            found.append(Row(where, level, what, file, name))
     return found
 
 
