@@ -27,6 +27,9 @@ from minibg.serving import LIMITS, POOL, SERVER, AppNotFound, run
 
 TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
+#: What turns an option off in the environment; anything else turns it on.
+NO = ("0", "false", "no", "off", "")
+
 #: What the options of `Server` and `Pool` are, in the words of the command.
 HELP = {
     "host": "name or address to listen on",
@@ -99,6 +102,8 @@ def _add_option(parser: argparse.ArgumentParser, name: str, hint: Any, default: 
     # What is not given is not passed on: an AfterResponse that is served has a pool, and a pool its own options.
     given = _default(name, argparse.SUPPRESS)
     if hint is bool:
+        if given in NO:
+            given = False
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=given, help=text)
     elif typing.get_origin(hint) is typing.Literal:
         parser.add_argument(flag, choices=typing.get_args(hint), default=given, help=text)

@@ -11,8 +11,7 @@ The rules:
 - What is missed is skipped and counted, never made up for. That goes for a run that is still going, a full queue, and
   a loop or machine that slept over several moments.
 
-Cron expressions are not here: APScheduler's trigger computes the next moment, and ``run_at`` takes it; the lessons show
-how.
+Cron expressions are not here: a library's trigger (APScheduler has one) computes the next moment, and ``run_at`` takes it.
 """
 
 import logging
