@@ -10,6 +10,7 @@ refusal cites its paragraph:
 What                                            Answer  Why
 ==============================================  ======  ==============================================================
 Transfer-Encoding with Content-Length           400     RFC 9112 §6.3 item 3: "ought to be handled as an error"
+a final transfer coding that is not chunked     400     RFC 9112 §6.3 item 4: MUST; another before it is h11's 501
 Transfer-Encoding in HTTP/1.0                   400     RFC 9112 §6.1: "MUST treat the message as if the framing is
                                                         faulty"
 bare LF or CR                                   400     RFC 9112 §2.2: a lone LF MAY be, a lone CR MUST NOT be accepted
@@ -118,8 +119,15 @@ def read_head(head: bytes, limits: Limits) -> Request:
     try:
         event = h11.Request(method=method, target=target, headers=headers, http_version=version)
     except h11.LocalProtocolError as error:
-        raise Refused(HTTPStatus(error.error_status_hint), str(error)) from None
+        raise Refused(_status_of(error, headers), str(error)) from None
     return _checked(event, limits)
+
+
+def _status_of(error: h11.LocalProtocolError, headers: Headers) -> HTTPStatus:
+    """h11's status, but RFC 9112 §6.3 item 4: a final coding that is not chunked MUST be 400; any before it is 501 (§6.1)."""
+    codings = [value.lower() for name, value in headers if name.lower() == b"transfer-encoding"]
+    faulty = codings and codings[-1].rpartition(b",")[2].strip(b" \t") != b"chunked"
+    return BAD if faulty else HTTPStatus(error.error_status_hint)
 
 
 def _checked(event: h11.Request, limits: Limits) -> Request:

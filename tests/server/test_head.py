@@ -95,7 +95,7 @@ def status_of(data: bytes) -> int:
         (400, head("GET / HTTP/1.1", "Transfer-Encoding: chunked", "Content-Length: 0")),
         (400, head("GET / HTTP/1.0", "Transfer-Encoding: chunked")),
         (501, head("GET / HTTP/1.1", "Transfer-Encoding: gzip, chunked")),
-        (501, head("GET / HTTP/1.1", "Transfer-Encoding: identity")),
+        (400, head("GET / HTTP/1.1", "Transfer-Encoding: identity")),
         (501, head("GET / HTTP/1.1", "Transfer-Encoding: chunked", "Transfer-Encoding: chunked")),
         (200, head("GET / HTTP/1.1", "Transfer-Encoding: Chunked")),
         (400, head("GET / HTTP/1.1", "Content-Length: 1", "Content-Length: 2")),
