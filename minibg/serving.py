@@ -38,6 +38,7 @@ SERVER: dict[str, Any] = {
 POOL: dict[str, Any] = {
     name: option for name, option in inspect.signature(Pool).parameters.items() if name not in {"clock", "random"}
 }
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class AppNotFound(Exception):
@@ -98,7 +99,7 @@ def run(
     Raises AppNotFound when there is none, and what `serve` raises.
     """
     found: Any = load(app, app_dir) if isinstance(app, str) else app
-    server = serve(found() if factory else found, **options)
+    server = serve(_made(found) if factory else found, **options)
     with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
         runner.run(_serve_until_signalled(server))
 
@@ -107,17 +108,26 @@ async def _serve_until_signalled(server: TaskServer) -> None:
     signalled = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def on_signal(number: signal.Signals) -> None:
+    def on_signal() -> None:
         if signalled.is_set():
-            loop.remove_signal_handler(number)  # The next one of these has its default effect.
-            signal.signal(number, signal.SIG_DFL)
+            for number in STOP_SIGNALS:  # The next one has its default effect.
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
             server.hurry()
         signalled.set()
 
+    # Before the start: one that comes while the application starts ends it in order, as soon as it has.
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, on_signal)
     async with server:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal, number)
         await signalled.wait()
+
+
+def _made(factory: Callable[[], Any]) -> Any:
+    try:
+        return factory()
+    except Exception as error:
+        raise AppNotFound(f"the factory failed: {type(error).__name__}: {error}") from error
 
 
 def load(name: str, app_dir: str = ".") -> Any:
