@@ -43,14 +43,17 @@ class Periodic:
         self._seconds = seconds
         self._due_at = 0.0
         self._timer: Timer | None = None
+        self._cancelled = False
 
     def start(self, clock: Clock) -> None:
         """Count from now: the first moment is one interval away."""
-        self._due_at = clock.monotonic()
-        self._set_timer(clock)
+        if not self._cancelled:
+            self._due_at = clock.monotonic()
+            self._set_timer(clock)
 
     def cancel(self) -> None:
         """Schedule nothing more. A run that is on its way is not touched."""
+        self._cancelled = True
         if self._timer is not None:
             self._timer.cancel()
 

@@ -420,13 +420,13 @@ class Pool:
         # 3. Whatever is left is lost.
         for run in list(self._journal.unfinished.values()):
             self._end(run, Event.LOSE)
-        await self._close()
-        now = self._clock.now()
+        now, running = self._clock.now(), self._workers.running
         unfinished = tuple(
-            Unfinished.of(run, was, now, in_thread=run.result.id in self._workers.running)
+            Unfinished.of(run, was, now, in_thread=run.result.id in running and run.attempt is None)
             for run, was in left
             if run.result.status is TaskStatus.LOST
         )
+        await self._close()
         finished = self._ended() - ended_before - len(unfinished)
         report = DrainReport(finished, unfinished, self._clock.monotonic() - began)
         for line in unfinished:
