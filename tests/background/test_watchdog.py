@@ -1,0 +1,92 @@
+"""The watchdog names the coroutine task that holds the loop, with the line it stands on."""
+
+import asyncio
+import logging
+import threading
+import time
+
+import pytest
+
+from minibg.background import Pool
+from tests.background.recording import named
+
+
+class Heard(logging.Handler):
+    """Sets an event at each warning: the watchdog's thread writes while the loop is held."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+        self.event = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+        self.event.set()
+
+
+@pytest.fixture
+def heard() -> "pytest.FixtureRequest":
+    handler = Heard()
+    logger = logging.getLogger("minibg.background")
+    logger.addHandler(handler)
+    yield handler  # type: ignore[misc]
+    logger.removeHandler(handler)
+
+
+async def test_a_coroutine_that_blocks_the_loop_is_named_once_with_its_line(heard: Heard) -> None:
+    async def blocks() -> bool:
+        said = heard.event.wait(5)  # The line it stands on.
+        time.sleep(0.06)  # Two more looks at the same hold.
+        return said
+
+    async with Pool() as pool:
+        result = await pool.enqueue(named("blocks", blocks)).wait()
+    assert result.return_value is True
+    assert len(heard.messages) == 1
+    assert heard.messages[0].startswith(f"blocks {result.id} holds the loop for over 0.1 s:\n")
+    assert "said = heard.event.wait(5)  # The line it stands on." in heard.messages[0]
+
+
+async def test_each_hold_is_named(heard: Heard) -> None:
+    async def blocks_twice() -> None:
+        for _ in range(2):
+            heard.event.wait(5)
+            heard.event.clear()
+            beats = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.03, beats.set)
+            await beats.wait()
+
+    async with Pool() as pool:
+        await pool.enqueue(blocks_twice).wait()
+    assert len(heard.messages) == 2
+
+
+async def test_a_blocking_thread_and_a_handler_are_not_named(heard: Heard) -> None:
+    go = threading.Event()
+    async with Pool() as pool:
+        result = pool.enqueue(go.wait)
+        await asyncio.sleep(0)
+        time.sleep(0.2)  # This test is the handler: it holds the loop, and it is no task of the pool.
+        go.set()
+        await result.wait()
+    assert heard.messages == []
+
+
+async def test_it_sleeps_while_nothing_runs_and_ends_with_the_pool() -> None:
+    async with Pool() as pool:
+        await pool.enqueue(print, end="").wait()
+        [watchdog] = [thread for thread in threading.enumerate() if thread.name == "minibg-watchdog"]
+        assert watchdog.daemon
+        while pool._workers._watchdog._beats is not None:
+            beat = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.01, beat.set)
+            await beat.wait()
+        assert not pool._workers._watchdog._awake.is_set()
+        await pool.enqueue(print, end="").wait()
+        assert pool._workers._watchdog._awake.is_set()
+    assert not watchdog.is_alive()
+
+
+async def test_a_pool_that_runs_nothing_has_no_watchdog() -> None:
+    async with Pool():
+        assert "minibg-watchdog" not in [thread.name for thread in threading.enumerate()]
