@@ -185,6 +185,7 @@ def failures() -> Iterator[Failures]:
 
 async def test_random_disconnects_under_load_leave_nothing_behind(failures: Failures) -> None:
     limits: dict[str, Any] = {"header_timeout": 0.5, "body_timeout": 0.5, "write_timeout": 0.5, "keep_alive": 0.5}
+    others = left_behind()  # What reports of earlier tests still refer to.
     async with serving(application, access_log=False, **limits) as server:
         await load(server.port, seed=0)
         await empty(server)
@@ -199,6 +200,7 @@ async def test_random_disconnects_under_load_leave_nothing_behind(failures: Fail
                 sizes.append(tracemalloc.get_traced_memory()[0])
         finally:
             tracemalloc.stop()
-    assert (before["connections"], before["cycles"]) == (0, 0)
+    assert before["connections"] <= others["connections"]
+    assert before["cycles"] <= others["cycles"]
     assert failures.kinds == {Failure}
     assert sizes[-1] - sizes[0] < SLACK
