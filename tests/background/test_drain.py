@@ -6,9 +6,21 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from typing import Any
+
 import pytest
 
-from minibg.background import BackgroundTasks, CancelOutcome, DrainReport, Pool, PoolStopped, Retry, TaskStatus, Unfinished
+from minibg.background import (
+    BackgroundTasks,
+    CancelOutcome,
+    DrainReport,
+    Pool,
+    PoolStopped,
+    Retry,
+    TaskResult,
+    TaskStatus,
+    Unfinished,
+)
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named, reached, story
 
@@ -56,7 +68,7 @@ async def test_a_pool_that_was_opened_and_never_started_stops_at_once_and_its_ta
 async def test_a_stop_waits_for_what_runs_stands_in_line_and_is_due_in_time() -> None:
     clock, go = FakeClock(), asyncio.Event()
     async with started(Pool(workers=1, clock=clock)) as pool:
-        results = [pool.enqueue(named("a", go.wait)), pool.enqueue(named("b", nothing))]
+        results: list[TaskResult[Any]] = [pool.enqueue(named("a", go.wait)), pool.enqueue(named("b", nothing))]
         results.append(pool.enqueue(named("c", nothing).using(delay=29)))
         stop = asyncio.create_task(pool.stop())
         await turn()

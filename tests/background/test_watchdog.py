@@ -5,6 +5,8 @@ import logging
 import threading
 import time
 
+from collections.abc import Iterator
+
 import pytest
 
 from minibg.background import Pool
@@ -25,11 +27,11 @@ class Heard(logging.Handler):
 
 
 @pytest.fixture
-def heard() -> "pytest.FixtureRequest":
+def heard() -> Iterator[Heard]:
     handler = Heard()
     logger = logging.getLogger("minibg.background")
     logger.addHandler(handler)
-    yield handler  # type: ignore[misc]
+    yield handler
     logger.removeHandler(handler)
 
 
