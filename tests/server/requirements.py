@@ -14,7 +14,7 @@ is not the one that the tests would write (`test_rfc_table`), and it fails if on
 every row holds. A requirement that is not met has no row and no test: it is a fault, and is mended.
 
 The level is the word of the specification: MUST, SHOULD, MAY. "chosen" stands where the text leaves the server the choice,
-or only warns; then the sentence says what this server does.
+or only warns; then the sentence says what this server does. ASGI has few such words: what it describes is a MUST here.
 
 The conversation is with a real server over a real socket. `answered` has it twice, with the bytes in one piece and with each
 byte alone, and asserts that what comes back is the same: for every request in these files the answer does not depend on
@@ -55,8 +55,9 @@ _BEFORE = """\
 Written by `python -m tests.server.requirements` from the tests themselves: a row stands here because the test it names exists,
 and the suite fails if this file is not what the tests would write. How it is done is told in [requirements.py](requirements.py).
 
-Every test talks to a server over a socket and compares whole answers; in those of RFC 9112 and RFC 9110 each request is sent
-twice, in one piece and byte by byte. The level is the specification's word; "chosen" is where it leaves the server the choice.
+Every test talks to a server over a socket and compares whole answers. Requests whose answer is a matter of their bytes alone
+are sent twice, in one piece and byte by byte, and are answered alike. The level is the specification's word (ASGI has few:
+MUST stands for what it describes); "chosen" is where it leaves the server the choice, or where this server differs, and says so.
 What the server does beyond the specifications (deadlines, limits, stopping) is in the other tests of this folder.
 """
 
