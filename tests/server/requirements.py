@@ -17,8 +17,8 @@ The level is the word of the specification: MUST, SHOULD, MAY. "chosen" stands w
 or only warns; then the sentence says what this server does. ASGI has few such words: what it describes is a MUST here.
 
 The conversation is with a real server over a real socket. `answered` has it twice, with the bytes in one piece and with each
-byte alone, and asserts that what comes back is the same: for every request in these files the answer does not depend on
-how the network cuts it. Only the Date is replaced, by ``D``; all other bytes are compared.
+byte alone, and asserts that what comes back is the same: the answer does not depend on how the network cuts the request.
+Tests without it are about a moment (a client that leaves, a body that is late), which they bring about themselves. Only the Date is replaced, by ``D``; all other bytes are compared.
 
 Rejected: a verdict written from the results of a run. It would be as old as the run; this one is as old as the last test.
 """
