@@ -30,6 +30,13 @@ TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 #: What turns an option off in the environment; anything else turns it on.
 NO = ("0", "false", "no", "off", "")
 
+#: The words that the command's own options take; the first is the default.
+WORDS = {
+    "loop": ("auto", "asyncio", "uvloop"),
+    "log_level": ("info", "debug", "warning", "error"),
+    "log_format": ("text", "json"),
+}
+
 #: What the options of `Server` and `Pool` are, in the words of the command.
 HELP = {
     "host": "name or address to listen on",
@@ -62,8 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(**options)
     except StartupFailed as error:
         _give_up(3, f"the application failed to start: {error}", level)
-    except (AppNotFound, OSError, TypeError, ValueError) as error:
+    except (AppNotFound, OSError, ImportError) as error:
         _give_up(1, str(error), level)
+    except (TypeError, ValueError) as error:
+        _give_up(2, str(error), level)
 
 
 def _give_up(code: int, message: str, level: str) -> typing.NoReturn:
@@ -84,12 +93,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("app", help="where the application is: module:attribute")
     parser.add_argument("--version", action="version", version=f"minibg {__version__}")
-    parser.add_argument("--factory", action="store_true", help="call it to get the application")
+    factory = _default("factory", "") not in NO
+    parser.add_argument("--factory", action="store_true", default=factory, help="call it to get the application")
     parser.add_argument("--app-dir", default=_default("app_dir", "."), help="folder to import it from (.)")
-    parser.add_argument("--loop", choices=("auto", "asyncio", "uvloop"), default=_default("loop", "auto"))
-    levels = ("debug", "info", "warning", "error")
-    parser.add_argument("--log-level", choices=levels, default=_default("log_level", "info"))
-    parser.add_argument("--log-format", choices=("text", "json"), default=_default("log_format", "text"))
+    for name, words in WORDS.items():
+        _add_words(parser, name, words, _default(name, words[0]), f"({words[0]})")
     hints = typing.get_type_hints(Server) | typing.get_type_hints(Limits) | typing.get_type_hints(Pool.__init__)
     for name, option in {**SERVER, **LIMITS, **POOL}.items():
         _add_option(parser, name, hints[name], option.default, getattr(option, "metadata", {}).get("help"))
@@ -106,12 +114,22 @@ def _add_option(parser: argparse.ArgumentParser, name: str, hint: Any, default: 
             given = False
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=given, help=text)
     elif typing.get_origin(hint) is typing.Literal:
-        parser.add_argument(flag, choices=typing.get_args(hint), default=given, help=text)
+        _add_words(parser, name, typing.get_args(hint), given, text)
     else:
         if isinstance(hint, types.UnionType):  # "int | None": None means that the option was not given.
             hint = typing.get_args(hint)[0]
         kind = octal if name == "uds_permissions" else hint
         parser.add_argument(flag, type=kind, default=given, help=text, metavar=hint.__name__.upper())
+
+
+def _add_words(parser: argparse.ArgumentParser, name: str, words: Sequence[str], default: str, text: str) -> None:
+    def one_of(word: str) -> str:  # A type: argparse does not compare a default, the environment's, with ``choices``.
+        if word not in words:
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(words)}")
+        return word
+
+    flag, metavar = f"--{name.replace('_', '-')}", f"{{{','.join(words)}}}"
+    parser.add_argument(flag, type=one_of, default=default, help=text, metavar=metavar)
 
 
 def octal(text: str) -> int:

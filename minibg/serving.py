@@ -84,7 +84,7 @@ def serve(app: ASGIApp, *, pool: Pool | None = None, limits: Limits | None = Non
 
 
 def run(
-    app: ASGIApp | str,
+    app: ASGIApp | Callable[[], ASGIApp] | str,
     *,
     factory: bool = False,
     app_dir: str = ".",
