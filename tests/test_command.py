@@ -1,8 +1,160 @@
-"""The command's options, and where they come from."""
+"""The command: its options and where they come from, its exit codes, its log, its signals; and clients that are not ours.
 
+Most of it runs ``python -m minibg`` as a process and reads what it prints, line by line: a test goes on when the line is
+there. What the process prints is compared without the times, ids and ports in it.
+"""
+
+import json
+import logging
+import os
+import re
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
 import pytest
 
-from minibg.__main__ import parser
+import minibg
+from minibg.__main__ import main, parser
+
+from tests.needs import need
+
+ROOT = Path(__file__).parent.parent
+APPLICATION = """
+import asyncio
+import sys
+import threading
+from contextlib import asynccontextmanager
+
+from minibg import App, BackgroundTasks
+
+app = App()
+
+@app.get("/")
+async def hello(background_tasks: BackgroundTasks):
+    background_tasks.add_task(work)
+    return {"loop": type(asyncio.get_running_loop()).__module__, "limit": background_tasks.pool.statistics().queue_limit}
+
+async def work():
+    pass
+
+@app.get("/slow")
+async def slow(background_tasks: BackgroundTasks):
+    background_tasks.add_task(wait)
+
+def wait():
+    print("task started", flush=True)
+    sys.stdin.readline()
+    print("task ended", flush=True)
+
+@app.get("/stuck")
+async def stuck(background_tasks: BackgroundTasks):
+    background_tasks.add_task(hang)
+
+def hang():
+    print("task started", flush=True)
+    threading.Event().wait()
+
+@app.get("/endless")
+async def endless(background_tasks: BackgroundTasks):
+    background_tasks.add_task(forever)
+
+async def forever():
+    print("task started", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            print("no", flush=True)
+
+def factory():
+    return app
+
+async def fails(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+"""
+
+
+class Command:
+    """``python -m minibg``, and what it has printed."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+
+    def until(self, text: str) -> str:
+        """The first line from here on that has this in it."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} was not printed: {self.lines}")
+
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.until('listening on 127.0.0.1 port').rsplit(maxsplit=1)[-1]}"
+
+    def get(self, url: str) -> Any:
+        with httpx.Client(trust_env=False) as client:
+            response = client.get(url)
+        assert response.status_code == 200
+        return response.json()
+
+    def signal(self, number: signal.Signals = signal.SIGINT) -> None:
+        self.process.send_signal(number)
+
+    def let_go(self) -> None:
+        """Give the slow task the line that it waits for."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def ended(self) -> int:
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout.read().splitlines()
+        return self.process.wait(30)
+
+
+@contextmanager
+def command(folder: Path, *arguments: str, **environment: str) -> Iterator[Command]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minibg", *arguments, "--app-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        try:
+            yield Command(process)
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "served.py").write_text(APPLICATION)
+    return tmp_path
+
+
+def messages(lines: list[str]) -> list[str]:
+    """The log without its times, ids, ports and seconds."""
+    without_time = [re.sub(r"^\S+ \S+ (\w+) +", r"\1 ", line) for line in lines]
+    return [re.sub(r"\d+\.\d+(?= s)|[0-9a-f]{32}|(?<=port )\d+|(?<=127.0.0.1:)\d+", "_", line) for line in without_time]
+
+
+# --- options ---
 
 
 def test_what_is_not_given_is_not_passed_on() -> None:
@@ -27,3 +179,249 @@ def test_a_wrong_option_ends_with_2(wrong: list[str], capsys: pytest.CaptureFixt
         parser().parse_args(["a:b", *wrong])
     assert stopped.value.code == 2
     assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["LOOP", "LOG_LEVEL", "OVERFLOW", "WORKERS"])
+def test_the_environment_is_not_believed_more_than_the_command_line(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"MINIBG_{variable}", "nonsense")
+    with pytest.raises(SystemExit) as stopped:
+        parser().parse_args(["a:b"])
+    assert stopped.value.code == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_every_option_of_the_command_is_understood() -> None:
+    options = vars(
+        parser().parse_args(
+            "a:b --host h --port 1 --uds u --uds-permissions 660 --fd 3 --root-path /r --no-access-log --max-body 5 "
+            "--header-timeout 0.5 --keep-alive 2 --workers 2 --overflow wait --overflow-timeout 1.5 --drain-timeout 3 "
+            "--loop asyncio --log-level debug --log-format json --factory --app-dir d".split()
+        )
+    )
+    assert options == {
+        "app": "a:b",
+        "host": "h",
+        "port": 1,
+        "uds": "u",
+        "uds_permissions": 0o660,
+        "fd": 3,
+        "root_path": "/r",
+        "access_log": False,
+        "max_body": 5,
+        "header_timeout": 0.5,
+        "keep_alive": 2.0,
+        "workers": 2,
+        "overflow": "wait",
+        "overflow_timeout": 1.5,
+        "drain_timeout": 3.0,
+        "loop": "asyncio",
+        "log_level": "debug",
+        "log_format": "json",
+        "factory": True,
+        "app_dir": "d",
+    }
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["minibg", "--version"])
+    monkeypatch.delitem(sys.modules, "minibg.__main__")
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("minibg", run_name="__main__")
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"minibg {minibg.__version__}\n"
+
+
+# --- exit codes ---
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    """The command configures logging; here it finds pytest's own handlers and leaves them."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere:app"], 1, "cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'"),
+        (["served:nothing"], 1, "cannot load served:nothing: module 'served' has no attribute 'nothing'"),
+        (["served"], 1, "'served' is not the name of an application: write module:attribute"),
+        (["served:hello", "--factory"], 1, "the factory failed: TypeError: hello() missing"),
+        (["served:app", "--workers", "0"], 2, "a pool needs a worker and a place: workers=0, queue_limit=1000"),
+        (["served:app", "--max-body", "0"], 2, "max_body must be positive, not 0"),
+        (["served:fails"], 3, "the application failed to start: no database"),
+    ],
+)
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_what_cannot_start_ends_with_its_code_and_one_line(
+    folder: Path,
+    arguments: list[str],
+    code: int,
+    message: str,
+    level: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.delitem(sys.modules, "served", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--port", "0", "--app-dir", str(folder), "--log-level", level])
+    assert stopped.value.code == code
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.getMessage().startswith(message)
+    assert bool(record.exc_info) is (level == "debug")
+
+
+def test_a_port_that_is_taken_ends_with_1_and_one_line(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with command(folder, "served:app", "--port", str(taken.getsockname()[1])) as minibg:
+            assert minibg.ended() == 1
+    assert len(minibg.lines) == 1
+    assert "ddress already in use" in minibg.lines[0]
+
+
+def test_a_startup_that_fails_ends_with_3_and_the_message_of_the_application(folder: Path) -> None:
+    with command(folder, "served:fails", "--port", "0", "--log-level", "warning") as minibg:
+        assert minibg.ended() == 3
+    assert messages(minibg.lines) == ["ERROR minibg: the application failed to start: no database"]
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_signal_ends_it_in_phases_after_its_tasks_and_with_0(folder: Path, number: signal.Signals, loop: str) -> None:
+    with command(folder, "served:app", "--port", "0", "--loop", loop, "--no-access-log") as minibg:
+        minibg.get(f"{minibg.url()}/slow")
+        minibg.until("task started")
+        minibg.signal(number)
+        minibg.until("waiting up to")
+        minibg.let_go()
+        assert minibg.ended() == 0
+    assert messages(minibg.lines) == [
+        "INFO minibg.server: listening on 127.0.0.1 port _",
+        "task started",
+        "INFO minibg.server: stop 1/3: no new connections; 0 are open",
+        "INFO minibg.server: stop 2/3: up to 10 s for 0 requests",
+        "INFO minibg.server: stop 3/3: the application shuts down",
+        "INFO minibg.background: waiting up to 30 s for 1 tasks: 0 held, 0 ready, 1 running, 0 waiting, "
+        "served.wait _ of GET /slow runs for _ s",
+        "task ended",
+        "INFO minibg.background: drained in _ s: 1 finished, 0 did not",
+        "INFO minibg.server: stopped",
+    ]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_second_signal_gives_up_the_drain_and_a_stuck_task_is_named_lost(folder: Path, loop: str) -> None:
+    with command(folder, "served:app", "--port", "0", "--loop", loop, "--no-access-log") as minibg:
+        minibg.get(f"{minibg.url()}/stuck")
+        minibg.until("task started")
+        minibg.signal()
+        minibg.until("waiting up to 30 s for 1 tasks")
+        minibg.signal()
+        assert minibg.ended() == 0
+    assert messages(minibg.lines)[-3:] == [
+        "WARNING minibg.background: did not finish: served.hang _ of GET /stuck, _ s old, was RUNNING: LOST, "
+        "its thread is still at work",
+        "WARNING minibg.background: drained in _ s: 0 finished, 1 did not",
+        "INFO minibg.server: stopped",
+    ]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("third", [signal.SIGINT, signal.SIGTERM])
+def test_a_third_signal_ends_it_at_once(folder: Path, loop: str, third: signal.Signals) -> None:
+    with command(folder, "served:app", "--port", "0", "--loop", loop) as minibg:
+        minibg.get(f"{minibg.url()}/endless")
+        minibg.until("task started")
+        minibg.signal()
+        minibg.until("waiting up to 30 s")
+        minibg.signal()
+        minibg.until("no")  # The task swallows its cancellation, for which the stop waits some seconds.
+        minibg.signal(third)
+        assert minibg.ended() == -third
+
+
+# --- what it serves ---
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_options_come_from_the_command_line_and_from_the_environment(folder: Path, loop: str) -> None:
+    options = ["served:factory", "--factory", "--port", "0", "--workers", "2", "--loop", loop]
+    with command(folder, *options, MINIBG_QUEUE_LIMIT="7") as minibg:
+        answer = minibg.get(minibg.url())
+        assert answer["limit"] == 7
+        assert answer["loop"].startswith(loop)
+        minibg.until('"GET / HTTP/1.1" 200')
+        minibg.signal()
+        assert minibg.ended() == 0
+
+
+def test_the_log_can_be_lines_of_json(folder: Path) -> None:
+    with command(folder, "served:app", "--port", "0", "--log-format", "json") as minibg:
+        port = json.loads(minibg.until("listening on"))["message"].rsplit(maxsplit=1)[-1]
+        minibg.get(f"http://127.0.0.1:{port}/")
+        minibg.signal()
+        assert minibg.ended() == 0
+    records = [json.loads(line) for line in minibg.lines]
+    [access] = [record for record in records if record["logger"] == "minibg.access"]
+    assert (access["request"], access["status"], access["level"]) == ("GET / HTTP/1.1", 200, "INFO")
+    assert {record["logger"] for record in records} >= {"minibg.server", "minibg.access"}
+
+
+def test_the_access_log_can_be_left_out(folder: Path) -> None:
+    with command(folder, "served:app", "--port", "0", "--no-access-log") as minibg:
+        minibg.get(minibg.url())
+        minibg.signal()
+        assert minibg.ended() == 0
+    assert not [line for line in minibg.lines if "GET" in line]
+
+
+def test_curl_talks_to_it(folder: Path) -> None:
+    need("curl")
+    with command(folder, "served:app", "--port", "0", "--loop", "asyncio") as minibg:
+        url = minibg.url()
+        curl = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "20",
+            "--write-out",
+            " %{http_code}\n",
+        ]
+        answer = subprocess.run([*curl, url, url], capture_output=True, text=True, check=True, timeout=30).stdout
+        posted = subprocess.run([*curl, "-d", "x", url], capture_output=True, text=True, check=True, timeout=30).stdout
+        minibg.signal()
+        assert minibg.ended() == 0
+    assert answer == '{"loop":"asyncio.unix_events","limit":1000} 200\n' * 2
+    assert posted.endswith(" 405\n")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_wrk_with_64_connections_leaves_no_error_and_no_traceback(folder: Path, loop: str) -> None:
+    """Every request has a task. Ten seconds in CI, three elsewhere."""
+    need("wrk")
+    seconds = 10 if os.environ.get("CI") else 3
+    options = ["served:app", "--port", "0", "--loop", loop, "--no-access-log", "--queue-limit", "100000"]
+    with command(folder, *options) as minibg:
+        url = minibg.url()
+        wrk = ["wrk", "-t1", "-c64", f"-d{seconds}s", url]
+        report = subprocess.run(wrk, capture_output=True, text=True, check=True, timeout=60).stdout
+        minibg.signal()
+        assert minibg.ended() == 0
+    assert "Socket errors" not in report
+    assert "Non-2xx" not in report
+    requests = re.search(r"(\d+) requests in", report)
+    assert requests is not None and int(requests[1]) > 100
+    assert [line for line in messages(minibg.lines) if not line.startswith("INFO")] == []
+    assert messages(minibg.lines)[-1] == "INFO minibg.server: stopped"

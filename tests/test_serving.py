@@ -1,0 +1,291 @@
+"""`serve` and `run` in the process of the test: which options go where, whose pool it is, what signals do.
+
+What only a process of its own can show (exit codes, the log, the third signal) is in `tests/test_command.py`.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvloop
+
+from minibg import AfterResponse, App, BackgroundTasks, Limits, Pool, TaskStatus, run, serve
+from minibg.serving import STOP_SIGNALS, AppNotFound, load, loop_factory
+
+from tests.background.recording import reached
+from tests.server.wire import GET, Client
+
+
+def greeting(text: str) -> App:
+    app = App()
+
+    @app.get("/")
+    async def handler() -> str:
+        return text
+
+    return app
+
+
+async def answer(port: int) -> Any:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"http://127.0.0.1:{port}/")).json()
+
+
+# --- serve ---
+
+
+async def test_options_go_to_the_part_that_they_belong_to() -> None:
+    app = greeting("hello")
+    async with serve(app, port=0, root_path="/api", max_target=100, workers=3, queue_limit=5) as server:
+        assert server.port > 0
+        assert (server.root_path, server.limits) == ("/api", Limits(max_target=100))
+        statistics = server.pool.statistics()
+        assert (statistics.workers, statistics.queue_limit) == (3, 5)
+        assert await answer(server.port) == "hello"
+
+
+async def test_limits_can_be_given_whole() -> None:
+    async with serve(greeting("hello"), port=0, limits=Limits(max_target=20)) as server:
+        client = await Client.to(server)
+        status, _, _ = await client.ask(b"GET /0123456789012345678901234567890 HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert status == 414
+        client.writer.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"wrokers": 3, "colour": "red"}, r"serve\(\) has no option colour, wrokers"),
+        ({"limits": Limits(), "max_body": 3}, r"options of Limits \(max_body\) next to limits="),
+        ({"pool": Pool(), "workers": 3}, r"options of a pool \(workers\) next to a pool"),
+        ({"clock": None}, r"serve\(\) has no option clock"),
+    ],
+)
+def test_options_that_make_no_sense_are_type_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        serve(greeting("hello"), **options)
+
+
+@pytest.mark.parametrize("options", [{"workers": 3}, {"pool": Pool()}])
+def test_an_after_response_has_its_pool_already(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="an AfterResponse already"):
+        serve(AfterResponse(greeting("hello")), **options)
+
+
+async def test_an_after_response_is_served_as_it_is() -> None:
+    app = AfterResponse(greeting("hello"), workers=2)
+    async with serve(app, port=0) as server:
+        assert server.pool is app.pool
+        assert await answer(server.port) == "hello"
+
+
+async def test_a_pool_that_is_given_open_outlives_the_server_and_one_that_is_not_does_not() -> None:
+    async with Pool() as open_pool:
+        async with serve(greeting("hello"), port=0, pool=open_pool) as server:
+            assert server.pool is open_pool
+        assert (await open_pool.enqueue(bool).wait()).status is TaskStatus.SUCCESSFUL
+    pool = Pool()
+    async with serve(greeting("hello"), port=0, pool=pool):
+        assert (await pool.enqueue(bool).wait()).status is TaskStatus.SUCCESSFUL
+    with pytest.raises(RuntimeError):
+        await pool.open()
+
+
+async def test_two_servers_live_in_one_loop() -> None:
+    async with serve(greeting("one"), port=0) as one, serve(greeting("two"), port=0) as two:
+        assert one.port != two.port
+        assert one.pool is not two.pool
+        assert [await answer(one.port), await answer(two.port)] == ["one", "two"]
+        await one.stop()
+        assert await answer(two.port) == "two"
+
+
+async def test_serving_leaves_signals_and_logging_alone() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS], logging.getLogger().handlers[:]
+    async with serve(greeting("hello"), port=0):
+        assert before == ([signal.getsignal(number) for number in STOP_SIGNALS], logging.getLogger().handlers)
+
+
+async def test_an_address_in_use_is_an_error_of_entering() -> None:
+    async with serve(greeting("one"), port=0) as server:
+        with pytest.raises(OSError, match="Address already in use|address already in use"):
+            await serve(greeting("two"), port=server.port).start()
+
+
+class Said(logging.Handler):
+    """Sets an event when a record that begins so is written."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__()
+        self.beginning, self.event = beginning, asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith(self.beginning):
+            self.event.set()
+
+
+async def test_who_is_in_a_hurry_during_the_drain_gives_up_the_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    app, never = App(), asyncio.Event()
+
+    @app.get("/")
+    async def handler(background_tasks: BackgroundTasks) -> str:
+        return background_tasks.add_task(never.wait).id
+
+    draining = Said("waiting up to")
+    logger = logging.getLogger("minibg.background")
+    logger.addHandler(draining)
+    with caplog.at_level(logging.INFO):
+        async with asyncio.timeout(20), serve(app, port=0) as server:
+            result = server.pool.get(await answer(server.port))
+            assert result is not None
+            await reached(server.pool, result, TaskStatus.RUNNING)
+            stop = asyncio.create_task(server.stop())
+            await draining.event.wait()
+            server.hurry()
+            await stop
+    logger.removeHandler(draining)
+    assert result.status is TaskStatus.LOST
+    assert any(message.startswith(f"did not finish: {result.name} {result.id} of GET /") for message in caplog.messages)
+
+
+async def test_who_is_in_a_hurry_while_a_request_is_in_flight_gives_up_the_request() -> None:
+    entered, story = asyncio.Event(), list[str]()
+    app = App()
+
+    @app.get("/")
+    async def handler() -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            story.append("cleaned up")
+
+    async with asyncio.timeout(20), serve(app, port=0) as server:
+        client = await Client.to(server)
+        await client.send(GET)
+        await entered.wait()
+        waiting = Said("stop 2/3")
+        logger = logging.getLogger("minibg.server")
+        level = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(waiting)
+        stop = asyncio.create_task(server.stop())
+        await waiting.event.wait()
+        server.hurry()
+        await stop
+        logger.removeHandler(waiting)
+        logger.setLevel(level)
+        client.writer.close()
+    assert story == ["cleaned up"]
+
+
+# --- run ---
+
+
+@pytest.fixture
+def signals_as_they_were() -> Iterator[None]:
+    """`run` changes what signals do in this process."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def stopping_itself(*numbers: signal.Signals, story: list[str]) -> App:
+    """An application that sends its process the first signal at the startup, the others at the shutdown."""
+
+    @asynccontextmanager
+    async def lifespan(_: App) -> AsyncIterator[None]:
+        story.append(f"up on {type(asyncio.get_running_loop()).__module__}")
+        os.kill(os.getpid(), numbers[0])
+        yield
+        for number in numbers[1:]:
+            os.kill(os.getpid(), number)
+        try:
+            await asyncio.sleep(0 if len(numbers) == 1 else 60)  # Until it is given up.
+        finally:
+            story.append("down")
+
+    return App(lifespan=lifespan)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.usefixtures("signals_as_they_were")
+def test_a_signal_ends_the_run_also_one_that_comes_during_the_startup(number: signal.Signals) -> None:
+    story: list[str] = []
+    run(stopping_itself(number, story=story), port=0, loop="asyncio")
+    assert story == ["up on asyncio.unix_events", "down"]
+
+
+@pytest.mark.parametrize("loop", ["auto", "asyncio", "uvloop"])
+@pytest.mark.usefixtures("signals_as_they_were")
+def test_a_second_signal_gives_up_the_phase_and_the_third_has_its_default_effect(loop: Any) -> None:
+    story: list[str] = []
+    run(stopping_itself(signal.SIGINT, signal.SIGTERM, story=story), port=0, loop=loop)
+    assert story == [f"up on {'asyncio.unix_events' if loop == 'asyncio' else 'uvloop'}", "down"]
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == [signal.SIG_DFL, signal.SIG_DFL]
+
+
+@pytest.mark.usefixtures("signals_as_they_were")
+def test_a_factory_is_called_for_its_application() -> None:
+    story: list[str] = []
+    run(lambda: stopping_itself(signal.SIGINT, story=story), factory=True, port=0, loop="asyncio")
+    assert story[-1] == "down"
+
+
+def test_a_factory_that_fails_is_no_application() -> None:
+    def factory() -> App:
+        raise KeyError("DATABASE_URL")
+
+    with pytest.raises(AppNotFound, match="the factory failed: KeyError: 'DATABASE_URL'"):
+        run(factory, factory=True)
+
+
+# --- finding the application and the loop ---
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (tmp_path / "found_here.py").write_text("class Holder:\n    app = 'the application'\n")
+    (tmp_path / "broken_here.py").write_text("raise RuntimeError('no settings')\n")
+    return tmp_path
+
+
+def test_an_application_is_loaded_by_the_name_of_its_module_and_attribute(folder: Path) -> None:
+    assert load("found_here:Holder.app", str(folder)) == "the application"
+    assert load("found_here:Holder.app", str(folder)) == "the application"
+    assert sys.path.count(str(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("found_here", "'found_here' is not the name of an application: write module:attribute"),
+        (":app", "':app' is not the name of an application: write module:attribute"),
+        ("found_here:", "'found_here:' is not the name of an application: write module:attribute"),
+        ("found_here:nothing", "cannot load found_here:nothing: module 'found_here' has no attribute 'nothing'"),
+        ("not_here:app", "cannot import not_here: ModuleNotFoundError: No module named 'not_here'"),
+        ("broken_here:app", "cannot import broken_here: RuntimeError: no settings"),
+    ],
+)
+def test_what_is_missing_is_said(folder: Path, name: str, message: str) -> None:
+    with pytest.raises(AppNotFound) as missing:
+        load(name, str(folder))
+    assert str(missing.value) == message
+
+
+def test_without_uvloop_the_loop_is_asyncios_unless_uvloop_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loop_factory("auto") is uvloop.new_event_loop
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert loop_factory("auto") is asyncio.new_event_loop
+    with pytest.raises(ImportError):
+        loop_factory("uvloop")
