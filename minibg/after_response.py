@@ -143,9 +143,15 @@ class _Response:
             raise
 
     async def end(self) -> None:
-        """Promise what was added after the last message, or without any."""
-        if self.stage is not _Stage.REFUSED:
+        """Promise what was added after the last message, or without any. What was promised before stays so."""
+        if self.stage is _Stage.REFUSED:
+            return
+        try:
             await self._hold.commit()
+        except NotAccepted as refusal:
+            if self.stage is _Stage.BEFORE:
+                raise
+            logger.warning("a task that was added after the response was not accepted: %s", refusal)
 
     async def refuse(self, refusal: NotAccepted) -> None:
         """Answer in place of the application: 503 with Retry-After (RFC 9110 §10.2.3, §15.6.4)."""

@@ -395,6 +395,41 @@ async def test_a_commit_that_is_refused_within_the_response_reaches_the_applicat
         assert exchange.statuses == [DROPPED]
 
 
+async def test_an_application_that_returns_without_a_response_is_refused_like_any_other() -> None:
+    async with Pool(queue_limit=1, overflow="wait", overflow_timeout=0.0) as pool:
+        other = BackgroundTasks(pool)
+        other.add_task(work)
+        await other.commit()
+        exchange = Exchange()
+        await exchange.run(AfterResponse(adding(exchange, work, then=silent), pool))
+        other.release()
+        assert (refusal(exchange)[0], exchange.error, exchange.statuses) == (503, None, [DROPPED])
+
+
+async def test_what_was_promised_runs_although_a_task_added_after_the_response_finds_no_place(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is refused alone, and the log says so: the client has its answer already."""
+    async with Pool(queue_limit=2, overflow="wait", overflow_timeout=0.0) as pool:
+        other = BackgroundTasks(pool)
+        other.add_task(work)
+        await other.commit()
+        exchange = Exchange()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await answers(scope, receive, send)
+            exchange.results += [hold_of(scope).add_task(work)]
+
+        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
+        other.release()
+        await pool.idle()
+    assert (exchange.error, exchange.messages) == (None, [START, LAST])
+    assert exchange.statuses == [SUCCESSFUL, DROPPED]
+    assert caplog.messages == [
+        "a task that was added after the response was not accepted: no place for another task: the queue's limit is 2"
+    ]
+
+
 async def test_tasks_for_a_pool_that_has_stopped_are_a_503() -> None:
     pool = Pool()
     async with pool:
