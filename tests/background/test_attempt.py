@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from minibg.background import Event, Pool, Retry, TaskStatus
-from minibg.background.attempt import Outcome, Verdict, judge
+from minibg.background.attempt import Outcome, Verdict, attempt, judge
 from minibg.background.run import Cut, Run
+from minibg.background.threads import Threads
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named, reached
 
@@ -114,6 +115,18 @@ def test_over_its_timeout_it_failed_whatever_it_made_of_that(outcome: Outcome) -
 def test_a_timeout_is_worth_another_attempt() -> None:
     verdict = judge(a_run(cut=Cut.TIMEOUT, retry=Retry()), Outcome(error=cancelled), lambda: 0.5)
     assert (verdict.event, verdict.delay) == (Event.RETRY, 0.5)
+
+
+async def test_who_awaits_an_attempt_can_be_cancelled_in_the_moment_it_ends() -> None:
+    loop = asyncio.get_running_loop()
+
+    async def ends_with_the_caller() -> None:
+        loop.call_soon(caller.cancel)
+
+    run = Run.of(ends_with_the_caller, (), {}, "", FakeClock())
+    caller = asyncio.create_task(attempt(run, Threads(loop)))
+    await asyncio.wait([caller])
+    assert (caller.cancelled(), run.attempt) == (True, None)
 
 
 # Context.

@@ -92,6 +92,19 @@ async def test_who_waits_is_refused_at_the_deadline_and_not_before() -> None:
     assert (queue.taken, late[0].has_place) == (0, False)
 
 
+async def test_who_got_its_places_in_time_is_not_refused_though_the_deadline_comes_before_it_wakes() -> None:
+    clock = FakeClock()
+    queue = Queue(1, clock)
+    early = runs(clock, 1)
+    await queue.take_places(early, 5)
+    waiter = asyncio.create_task(queue.take_places(runs(clock, 1), 5))
+    await turn()
+    queue.give_back(early[0])
+    clock.advance(5)
+    await waiter
+    assert queue.taken == 1
+
+
 async def test_when_the_first_that_waits_gives_up_the_next_may_fit() -> None:
     clock = FakeClock()
     queue = Queue(3, clock)

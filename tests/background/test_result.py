@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minibg.background import TRANSITIONS, Event, Pool, TaskError, TaskResult, TaskStatus
+from minibg.background import TRANSITIONS, BackgroundTasks, Event, Pool, TaskError, TaskResult, TaskStatus
 from minibg.background.result import ERRORS_KEPT, TRACEBACK_KEPT
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -122,6 +122,17 @@ async def test_many_may_wait_and_one_of_them_may_stop_to() -> None:
         waiters[0].cancel()
         go.set()
         assert await asyncio.gather(*waiters[1:]) == [result, result]
+
+
+async def test_who_gives_up_in_the_moment_the_run_ends_has_given_up() -> None:
+    async with Pool() as pool:
+        result = BackgroundTasks(pool).add_task(print)
+        waiter = asyncio.create_task(result.wait())
+        await asyncio.sleep(0)
+        waiter.cancel()
+        pool.cancel(result.id)
+        await asyncio.wait([waiter])
+        assert waiter.cancelled()
 
 
 async def test_who_waits_again_and_again_leaves_nothing_behind() -> None:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import threading
 import time
-
 from collections.abc import Iterator
 
 import pytest

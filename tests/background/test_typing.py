@@ -1,0 +1,69 @@
+"""What mypy says about a program that uses the queue: wrong arguments are errors, and results have their types."""
+
+import re
+from pathlib import Path
+
+from mypy import api
+
+PROGRAM = """
+from functools import partial
+
+from minibg.background import BackgroundTasks, Pool, Retry, task
+
+
+def plain(address: str, copies: int = 1) -> int: ...
+async def coroutine(address: str) -> bytes: ...
+@task
+def decorated(address: str) -> int: ...
+@task(retry=Retry(attempts=3), timeout=10)
+async def decorated_async(address: str) -> bytes: ...
+
+
+async def right(pool: Pool, tasks: BackgroundTasks) -> None:
+    reveal_type(tasks.add_task(plain, "a", copies=2))
+    reveal_type(tasks.add_task(coroutine, "a"))
+    reveal_type(tasks.add_task(decorated, "a"))
+    reveal_type(pool.enqueue(decorated_async, address="a"))
+    reveal_type(pool.enqueue(decorated_async.using(delay=60, always=True), "a"))
+    reveal_type(pool.enqueue(task(plain).using(priority="high"), "a"))
+    reveal_type(pool.enqueue(partial(coroutine, "a")))
+    reveal_type((await pool.enqueue(plain, "a").wait()).return_value)
+    reveal_type(decorated("a"))
+    reveal_type(await decorated_async("a"))
+
+
+def wrong(pool: Pool, tasks: BackgroundTasks) -> None:
+    tasks.add_task(plain, 1)
+    tasks.add_task(coroutine)
+    tasks.add_task(decorated, "a", timeout=3)
+    pool.enqueue(decorated_async, "a", "b")
+    pool.enqueue(coroutine("a"))
+    pool.enqueue(3)
+    decorated.using(retries=3)
+    decorated.using(priority="urgent")
+    task(delay=3)
+"""
+
+RIGHT = [
+    "TaskResult[int]",
+    "TaskResult[bytes]",
+    "TaskResult[int]",
+    "TaskResult[bytes]",
+    "TaskResult[bytes]",
+    "TaskResult[int]",
+    "TaskResult[bytes]",
+    "int | None",
+    "int",
+    "bytes",
+]
+
+
+def test_wrong_arguments_are_rejected_and_results_inferred(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    said, _, _ = api.run(["--strict", "--no-error-summary", "--disable-error-code=empty-body", str(program)])
+    revealed = re.findall(r'Revealed type is "(.*)"', said)
+    assert [each.replace("minibg.background.result.", "").replace("builtins.", "") for each in revealed] == RIGHT
+    first_wrong = PROGRAM[: PROGRAM.index("def wrong")].count("\n") + 2
+    wrong_lines = {int(line) for line in re.findall(r":(\d+): error:", said)}
+    assert wrong_lines == set(range(first_wrong, first_wrong + 9)), said
