@@ -36,7 +36,6 @@ from minibg.background.journal import Journal
 from minibg.background.queue import Batch, Queue
 from minibg.background.result import Event, TaskError, TaskStatus
 from minibg.background.run import Cut, Run
-from minibg.background.task import Kind
 from minibg.background.threads import Threads
 from minibg.background.watchdog import Watchdog
 
@@ -158,7 +157,7 @@ class Workers:
     def _over_time(self, run: Run) -> None:
         if run.attempt is not None:
             self.cut(run, Cut.TIMEOUT)
-        elif run.kind is Kind.PLAIN:
+        else:
             run.cut = Cut.TIMEOUT
             self._fail_overrunning_thread(run)
 
