@@ -116,10 +116,6 @@ class Queue:
         finally:
             timer.cancel()
 
-    def force_places(self, runs: Sequence[Run]) -> None:
-        """Take places beyond the limit: these runs were accepted before this process began."""
-        self._take(runs)
-
     def give_back(self, run: Run) -> None:
         """Give back the place of a run, if it still has one."""
         if not run.has_place:
