@@ -44,7 +44,7 @@ def uvicorn(port: int) -> list[str]:
 
 
 def minibg(port: int) -> list[str]:
-    return f"-m tests.bench.raw {port}".split()
+    return f"-m minibg tests.bench.raw:app --port {port} --loop uvloop --no-access-log --log-level error".split()
 
 
 @contextmanager
