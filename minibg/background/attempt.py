@@ -13,7 +13,8 @@ would otherwise travel through the asyncio task into the loop and stop the serve
 2. It was cancelled on request, and let itself be: CANCEL.
 3. It was cut by its timeout: a TimeoutError, which says where it stood. Also when it swallowed the cancellation and
    returned something: that came too late.
-4. It raised: `Retry.delay` decides between RETRY and FAIL. A task that cancels itself has raised CancelledError.
+4. It raised: `Retry.delay` decides between RETRY and FAIL. A task that cancels itself has raised CancelledError. One that was
+   cancelled on request, or by the stop, and raises something else in its cleanup has failed: it is not tried again.
 5. It returned: SUCCEED.
 """
 
@@ -109,7 +110,8 @@ def judge(run: Run, outcome: Outcome, random: Callable[[], float]) -> Verdict:
         error = overdue(run, error)
     if error is None:
         return Verdict(Event.SUCCEED)
-    retry = run.options.retry
+    # What was told to end for good is not tried again, whatever its cleanup raised.
+    retry = None if run.cut in (Cut.CANCEL, Cut.STOP) else run.options.retry
     delay = retry.delay(run.result.attempts, error, random) if retry is not None else None
     return Verdict(Event.FAIL, error) if delay is None else Verdict(Event.RETRY, error, delay)
 

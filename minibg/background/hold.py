@@ -5,12 +5,12 @@ not a list that the request's own coroutine works off, but a *hold*: it collects
 queue and may not start yet. Three verbs end that, and `after_response.py` is the one who says them:
 
 - ``commit`` before the response head goes out: from here on the tasks are promised. With overflow "wait" this is where
-  places are waited for; with a durable journal, where the disk is.
+  places are waited for.
 - ``release`` when the last byte has left: they go to the workers, as one batch, in the order they were added.
 - ``drop`` when the handler failed: they never run, but for those that were added with ``using(always=True)``.
 
 Guarantees: a place in the queue is reserved in ``add_task``, so `QueueFull` is raised in the handler, where it can be
-caught and answered. One response's tasks are all accepted or none. What a run becomes can be read from the `TaskResult`
+caught and answered. Unless it is caught, one response's tasks are all accepted or none. What a run becomes can be read from the `TaskResult`
 that ``add_task`` gives back, from that moment on.
 
 A hold that was dropped can be added to again: the handler of an exception may want a task of its own. After the

@@ -1,7 +1,7 @@
 """The list of what happened: the only place that changes a run's status.
 
 Every change goes through `Journal.note`. It looks the event up in `TRANSITIONS`, writes the record, keeps the counts,
-and tells whoever follows. So the log, the timeline, the metrics, the durable file and the tests all read one list, and
+and tells whoever follows. So the followers, the counts and the tests all read one list, and
 none of them can differ from what the workers did.
 
 Guarantees:

@@ -20,8 +20,8 @@ coming back to a full line it would have to break the limit, or be lost.
 of places all together, so two half-accepted responses can never wait for each other. Those who wait are served first
 in, first out, and newcomers do not pass them.
 
-A deque and parked futures instead of `asyncio.Queue`: a third of its cost (measured), and ``put`` never waits, because
-the place has been there since the beginning. All methods are for the loop's thread.
+Deques and parked futures instead of `asyncio.Queue`: two lanes and a time of arrival at 0.7 of its cost (measured), and ``put``
+never waits, because the place has been there since the beginning. All methods are for the loop's thread.
 """
 
 import asyncio

@@ -13,6 +13,9 @@ READY, RUNNING, SUCCESSFUL and FAILED are Django's words (`django.tasks`) and me
 name what Django has no word for; Celery calls nearly all of them PENDING, which is also its answer for an id it has
 never heard of. Here an unknown id is None.
 
+Two events are not raised by anything yet: PUT_BACK belongs to a journal on disk, HAND_OFF to an engine in another process.
+The table has them because HANDED_OFF is one of the statuses a reader of results has to expect.
+
 Two words are easily confused. DROPPED: its response was never produced, so the run was never owed to anybody.
 LOST: it was owed, the process stopped before it ended, and nothing durable keeps it.
 
@@ -91,9 +94,9 @@ class Event(Enum):
     CANCEL = "cancel"
     #: The process stops.
     LOSE = "lose"
-    #: The process stops, and the durable journal keeps it for the next start.
+    #: The process stops, and a journal on disk keeps it for the next start. Not raised yet.
     PUT_BACK = "put back"
-    #: An engine takes it.
+    #: An engine takes it. Not raised yet.
     HAND_OFF = "hand off"
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from minibg.background.clock import Clock
 from minibg.background.result import TaskResult
-from minibg.background.task import DEFAULTS, Kind, Options, Task, kind_of, name_of
+from minibg.background.task import DEFAULTS, Kind, Options, Task, innermost, kind_of, name_of
 
 if TYPE_CHECKING:
     from minibg.background.queue import Batch
@@ -43,7 +43,7 @@ class Cut(Enum):
 class Run:
     """One call of a task on its way through the queue."""
 
-    #: The callable itself; for a `Task` the function in it.
+    #: What is called.
     function: Callable[..., Any]
     kind: Kind
     args: tuple[Any, ...]
@@ -71,8 +71,9 @@ class Run:
         """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be run."""
         kind = kind_of(function)
         result: TaskResult[Any] = TaskResult(os.urandom(16).hex(), name_of(function), origin, clock.now())
-        called, options = (function.function, function.options) if isinstance(function, Task) else (function, DEFAULTS)
-        return cls(called, kind, args, kwargs, options, contextvars.copy_context(), result)
+        task = innermost(function)  # A partial of a task has that task's options.
+        options = task.options if isinstance(task, Task) else DEFAULTS
+        return cls(function, kind, args, kwargs, options, contextvars.copy_context(), result)
 
     def may_come_back(self) -> bool:
         """Whether the attempt that begins now may be followed by another."""

@@ -18,8 +18,8 @@ The rules of this file:
 - What can never run is refused in the handler, while there is still a response to change: coroutine objects, generator
   functions, things that cannot be called. Starlette finds out after the 200.
 - Functions that live in a module under a name of their own are entered in `TASKS` when they are decorated, under their
-  task name. A durable journal stores names, and at the next start runs only what stands in that table: whoever tampers
-  with the file cannot have anything else called. It is the one global here that changes, and only at import.
+  task name. So a name in a log or a `TaskResult` means one function: a second one that wants it is refused. It is the one
+  global here that changes, and only at import.
 
 Rejected: deriving sync or async from the return annotation (it may be missing or wrong), and options as keywords with
 an underscore in front (they are keywords all the same).
@@ -67,8 +67,6 @@ class Options:
     priority: Priority = "normal"
     #: At most one unfinished run of the task at a time has this key.
     key: str | None = None
-    #: False: a durable journal does not keep it.
-    durable: bool = True
     #: Seconds between the response and the run.
     delay: float | None = None
     #: The time of the run: aware.
@@ -92,7 +90,6 @@ class TaskOptions(TypedDict, total=False):
     timeout: float | None
     priority: Priority
     key: str | None
-    durable: bool
 
 
 class CallOptions(TaskOptions, total=False):
@@ -158,11 +155,6 @@ def _register(function: Callable[P, R], name: str | None, options: Options) -> T
     return made
 
 
-def is_registered(task: object) -> bool:
-    """Whether this task, or the task this is a ``using`` of, is the one that `TASKS` has under its name."""
-    return isinstance(task, Task) and task.name in TASKS and TASKS[task.name].function is task.function
-
-
 def _place(function: Callable[..., object]) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
@@ -172,10 +164,16 @@ def has_own_name(function: object) -> bool:
     return inspect.isfunction(function) and "<" not in function.__qualname__
 
 
-def name_of(function: Callable[..., object]) -> str:
-    """Name a callable for logs and results: its task name, or ``module.qualified_name``."""
+def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give what a partial is a partial of."""
     while isinstance(function, functools.partial):
         function = function.func
+    return function
+
+
+def name_of(function: Callable[..., object]) -> str:
+    """Name a callable for logs and results: its task name, or ``module.qualified_name``."""
+    function = innermost(function)
     if isinstance(function, Task):
         return function.name
     named = function if hasattr(function, "__qualname__") else type(function)
@@ -209,12 +207,7 @@ def kind_of(function: object) -> Kind:
 
 def _code_flags(function: Any) -> int:
     """Give the flags of the code that a call runs: through partials, tasks, bound methods and ``__call__``."""
-    while True:
-        if isinstance(function, functools.partial):
-            function = function.func
-        elif isinstance(function, Task):
-            function = function.function
-        else:
-            break
+    while isinstance(function := innermost(function), Task):
+        function = function.function
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     return code.co_flags if code is not None else 0

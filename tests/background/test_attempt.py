@@ -260,3 +260,28 @@ async def test_a_return_value_of_100_mb_goes_with_its_record() -> None:
         assert result.return_value is not None
         assert len(result.return_value) == 100_000_000
         assert pool.get(result.id) is None
+
+
+@pytest.mark.parametrize("cut", [Cut.CANCEL, Cut.STOP])
+def test_what_was_told_to_end_for_good_is_not_tried_again(cut: Cut) -> None:
+    error = OSError("raised by its cleanup")
+    run = a_run(retry=Retry(attempts=5), cut=cut)
+    assert judge(run, Outcome(error=error), lambda: 0.5) == Verdict(Event.FAIL, error)
+
+
+async def test_a_partial_of_a_task_has_the_options_of_the_task() -> None:
+    def add(number: int, more: int) -> int:
+        if not tried:
+            tried.append(number)
+            raise OSError
+        return number + more
+
+    tried: list[int] = []
+    clock = FakeClock()
+    async with Pool(clock=clock, random=lambda: 0.0) as pool:
+        partly = functools.partial(named("add", add, retry=Retry(attempts=2)), 20)
+        result = pool.enqueue(partly, 1)
+        await reached(pool, result, TaskStatus.WAITING)
+        clock.advance(0)
+        await result.wait()
+    assert (result.status, result.return_value, result.attempts, result.name) == (TaskStatus.SUCCESSFUL, 21, 2, "add")

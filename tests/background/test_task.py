@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from minibg.background import Pool, Retry, Task, task
-from minibg.background.task import TASKS, Kind, has_own_name, is_registered, kind_of, name_of
+from minibg.background.task import TASKS, Kind, has_own_name, kind_of, name_of
 
 
 def plain(address: str) -> str:
@@ -173,16 +173,16 @@ def test_only_functions_with_a_name_of_their_own_are_entered() -> None:
     assert has_own_name(plain)
     assert not has_own_name(lambda: None)
     assert not has_own_name(functools.partial(plain))
-    assert not is_registered(task(lambda: None))
-    assert not is_registered(plain)
+    task(name="test_task.unnamed")(lambda: None)
+    assert "test_task.unnamed" not in TASKS
 
 
 def test_a_named_task_is_entered_and_so_are_its_copies() -> None:
     try:
         made = task(name="test_task.entered")(plain)
         assert TASKS["test_task.entered"] is made
-        assert is_registered(made)
-        assert is_registered(made.using(timeout=1))
+        made.using(timeout=1)
+        assert TASKS["test_task.entered"] is made
     finally:
         del TASKS["test_task.entered"]
 
@@ -203,7 +203,7 @@ def test_the_last_decoration_with_own_words_holds_the_name() -> None:
         first = task(name="test_task.again")(plain)
         second = task(name="test_task.again", timeout=1)(plain)
         assert TASKS["test_task.again"] is second
-        assert is_registered(first)
+        assert first is not second
     finally:
         del TASKS["test_task.again"]
 
