@@ -6,8 +6,8 @@ differ from ``serve()``. What is not theirs is below: how the application is fou
 Each option can also be set by the environment: ``MINIBG_QUEUE_LIMIT=50`` is ``--queue-limit 50``. The command line wins.
 
 Exit codes: 0 after a stop, 1 when the application cannot be imported or the address cannot be bound, 2 for wrong
-options, 3 when the application failed to start up. All but the first with one line that says why; ``--log-level debug``
-adds the traceback.
+options, 3 when the application failed to start up. All but the first with a line that says why, which for 3 is
+the application's own message, however long; ``--log-level debug`` adds the traceback.
 """
 
 import argparse

@@ -5,7 +5,7 @@ and the whole of what it knows is a moment. For each request:
 
 1. An empty hold joins the scope, as ``scope["minibg.background"]``. The handler adds tasks to it.
 2. The response head passes through ``send`` here. First the hold is *committed*, then the head goes on: an accepted
-   response is a promise kept. If the commit is refused (no places, no disk), the client gets a 503 with Retry-After instead,
+   response is a promise kept. If the commit is refused (no places), the client gets a 503 with Retry-After instead,
    and what the application still sends is dropped. Tasks added while the body streams are committed before its last message.
 3. The application returns. On minibg's server ``send`` has returned from the last message when the kernel had taken
    the last byte, so by now the response has left: the hold is *released*.

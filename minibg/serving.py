@@ -8,8 +8,7 @@ no side effects on the process: no signal handlers, no logging, no exit. Two of 
 
 `run` is what the command does: it imports the application by name, chooses the loop (uvloop where it exists), and
 turns signals into phases of the stop. The first SIGINT or SIGTERM begins it, the second gives up the phase that is being
-waited for, the third has its default effect and ends the process where it stands. What a durable journal keeps
-survives that too.
+waited for, the third has its default effect and ends the process where it stands.
 
 Every option of the command is a keyword of both, under the same name; which half of the machine it belongs to is read
 from `Server`, `Limits` and `Pool` themselves, so there is no second list of options to keep in step.

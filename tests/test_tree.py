@@ -67,6 +67,15 @@ def test_each_folder_knows_only_what_it_may() -> None:
     assert lint.returncode == 0, lint.stdout + lint.stderr
 
 
+def test_the_framework_knows_of_the_queue_only_how_to_use_it() -> None:
+    known: set[str] = set()
+    for file in (PACKAGE / "web").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minibg.background"):
+                known |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert known == {f"minibg.background.{name}" for name in ("BackgroundTasks", "NotAccepted", "Pool")}
+
+
 if __name__ == "__main__":  # python -m tests.test_tree: the weight of every file
     for file in sorted(PACKAGE.rglob("*.py")):
         print(f"{lines_of_code(file):5}  {file.relative_to(PACKAGE.parent)}")

@@ -113,7 +113,7 @@ async def test_a_redirect_never_names_another_host() -> None:
 
 
 async def test_the_root_path_is_not_part_of_the_route() -> None:
-    answer = await call(answering("/a"), "GET", "/root/a", root_path="/root")
+    answer = await call(answering("/a"), "GET", "/mounted/a", root_path="/mounted")
     assert answer.json == {"path": "/a"}
 
 
