@@ -479,8 +479,8 @@ async def test_a_body_that_stalls_is_answered_with_408() -> None:
 
 async def test_a_body_that_makes_progress_is_given_time() -> None:
     async with connected(echo, body_timeout=0.6) as client:
-        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n")
-        for _ in range(5):
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n")
+        for _ in range(10):
             await client.send(bytes(20_000))
             await asyncio.sleep(0.15)  # the passing of time is what is tested
         assert (await client.response())[0] == 200
