@@ -1,4 +1,4 @@
-"""Later: in so many seconds, at a time of day, or every so often.
+"""Later: in so many seconds, or at a time of day.
 
 Run it::
 
@@ -9,17 +9,13 @@ You will see::
     at once
     in 0.1 s
     at a time
-    every 0.1 s
-    every 0.1 s
-    every 0.1 s
     not waited for: LOST
 
 ``using`` gives a copy of a task with other options; the function's own arguments are never mixed with them. A task
 that waits takes a place in the queue and no worker. Times of day are aware datetimes: a time without a zone is
 refused, because it means something else on the next machine.
 
-``every`` counts from the schedule and never overlaps itself; moments that are missed are skipped and counted. In an
-application it is ``@app.every(seconds=60)``.
+Again and again is `examples.every`.
 
 The last line: when the pool stops, it does not wait for what is due after its drain timeout. It says so in the log.
 """
@@ -36,24 +32,12 @@ async def say(words: str) -> None:
 
 
 async def main() -> None:
-    async with Pool(drain_timeout=1.0) as pool:
+    async with Pool(drain_timeout=0.1) as pool:
         soon = datetime.now(UTC) + timedelta(seconds=0.2)
         pool.enqueue(say.using(run_at=soon), "at a time")
         pool.enqueue(say.using(delay=0.1), "in 0.1 s")
         pool.enqueue(say, "at once")
         await pool.idle()
-
-        third = asyncio.Event()
-        times = iter(range(1, 4))
-
-        async def tick() -> None:
-            print("every 0.1 s")
-            if next(times) == 3:
-                third.set()
-
-        periodic = pool.every(tick, seconds=0.1)
-        await third.wait()
-        periodic.cancel()
 
         tomorrow = pool.enqueue(say.using(delay=86400), "tomorrow")
     print("not waited for:", tomorrow.status)

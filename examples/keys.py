@@ -1,4 +1,4 @@
-"""One of a kind, and first of all: keys and priorities.
+"""One of a kind: at most one unfinished run of a task has a key.
 
 Run it::
 
@@ -7,7 +7,6 @@ Run it::
 You will see::
 
     three asked for the cache of shop 1, all got the same run: True
-    first of all
     refreshed shop 1
     refreshed shop 2
     asked again, a new run: True
@@ -16,9 +15,6 @@ You will see::
 At most one unfinished run of a task has a given key; who adds a second gets the first one's `TaskResult`. A hundred
 registrations in a second need one cache refresh, not a hundred. A finished run frees its key, so the next change is
 seen. One thing to know: a run that has begun may have read the old data already, and still holds the key.
-
-``priority="high"`` goes to the other of two lanes, which is always emptied first. As long as high work keeps
-coming, normal work waits.
 """
 
 import asyncio
@@ -31,17 +27,11 @@ async def refresh(shop: int) -> None:
     print("refreshed shop", shop)
 
 
-@task(priority="high")
-async def say(words: str) -> None:
-    print(words)
-
-
 async def main() -> None:
     async with Pool(workers=1) as pool:
         same = [pool.enqueue(refresh.using(key="shop 1"), 1) for _ in range(3)]
         pool.enqueue(refresh.using(key="shop 2"), 2)
         print("three asked for the cache of shop 1, all got the same run:", same[0] is same[1] is same[2])
-        pool.enqueue(say, "first of all")
         await pool.idle()
         print("asked again, a new run:", pool.enqueue(refresh.using(key="shop 1"), 1) is not same[0])
 
