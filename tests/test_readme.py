@@ -1,10 +1,19 @@
-"""The README: its code runs, its diagram is the table's, its links lead somewhere."""
+"""The README: its code runs, its diagram is the table's, its links lead somewhere, its comparison is true.
 
+Of the comparison's cells, those on FastAPI are shown here, by the smallest application that shows them; it is called as an
+ASGI callable, because what is compared is no matter of the server.
+"""
+
+import asyncio
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fastapi
 import pytest
 
 from minibg.background import TRANSITIONS, Event, TaskStatus
@@ -45,9 +54,119 @@ def test_it_has_snippets() -> None:
     assert len(SNIPPETS) == 3
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README.read_text()))))
-def test_its_links_lead_to_files(link: str) -> None:
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^):]+)\)", README.read_text()))))
+def test_its_links_lead_to_files_and_to_tests_in_them(link: str) -> None:
+    path, _, test = link.partition("#")
+    assert (ROOT / path).exists()
+    assert not test or f"def {test}(" in (ROOT / path).read_text()
+
+
+# The same task in three places.
+
+
+def test_every_cell_of_the_comparison_is_backed_by_a_link_or_a_test() -> None:
+    _, _, section = README.read_text().partition("## The same task in three places\n")
+    rows = [line.split(" | ") for line in section.partition("\n## ")[0].splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == [
+        "| to deploy",
+        "| async functions",
+        "| retries",
+        "| queue",
+        "| one task fails",
+        "| status",
+        "| use it for",
+    ]
+    assert [cell for row in rows[1:] for cell in row[1:] if "](" not in cell] == []
+    assert {len(row) for row in rows[1:]} == {4}
+
+
+def application(*tasks: Callable[[], object], given: list[Any] | None = None) -> fastapi.FastAPI:
+    """``GET /`` adds these tasks, in FastAPI's way."""
+    app = fastapi.FastAPI()
+
+    @app.get("/")
+    async def handler(background_tasks: fastapi.BackgroundTasks) -> None:
+        add: Callable[..., object] = background_tasks.add_task  # Whatever it gives back.
+        results = [add(each) for each in tasks]
+        if given is not None:
+            given += results
+
+    return app
+
+
+async def get(app: fastapi.FastAPI, statuses: list[int]) -> None:
+    """Ask for ``/`` until the application has returned. Raises what the application raises."""
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "http_version": "1.1"}
+    await app(scope, receive, send)
+
+
+async def test_fastapi_runs_coroutine_functions_and_plain_ones() -> None:
+    ran, statuses = list[str](), list[int]()
+    loop = threading.current_thread()
+
+    async def coroutine_function() -> None:
+        ran.append(f"coroutine function on the loop: {threading.current_thread() is loop}")
+
+    def plain() -> None:
+        ran.append(f"plain function on the loop: {threading.current_thread() is loop}")
+
+    await get(application(coroutine_function, plain), statuses)
+    assert ran == ["coroutine function on the loop: True", "plain function on the loop: False"]
+
+
+async def test_fastapi_tries_a_task_once() -> None:
+    ran, statuses = list[str](), list[int]()
+
+    async def fails() -> None:
+        ran.append("fails")
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await get(application(fails), statuses)
+    assert (ran, statuses) == (["fails"], [200])
+
+
+async def test_fastapi_does_not_run_the_siblings_of_a_task_that_failed() -> None:
+    ran, statuses = list[str](), list[int]()
+
+    async def before() -> None:
+        ran.append("before")
+
+    async def fails() -> None:
+        raise ValueError
+
+    async def after() -> None:
+        ran.append("after")
+
+    with pytest.raises(ValueError):
+        await get(application(before, fails, after), statuses)
+    assert (ran, statuses) == (["before"], [200])
+
+
+async def test_fastapi_has_no_queue_a_thousand_requests_are_a_thousand_tasks_at_once() -> None:
+    together, statuses = asyncio.Barrier(1000), list[int]()
+
+    async def meets_all_others() -> None:
+        async with together:
+            pass
+
+    app = application(meets_all_others)
+    await asyncio.gather(*(get(app, statuses) for _ in range(1000)))
+    assert statuses == [200] * 1000
+
+
+async def test_fastapi_gives_nothing_back_to_ask_for_a_status() -> None:
+    given, statuses = list[Any](), list[int]()
+    await get(application(print, given=given), statuses)
+    assert given == [None]
 
 
 if __name__ == "__main__":
