@@ -89,7 +89,7 @@ def application(*tasks: Callable[[], object], given: list[Any] | None = None) ->
         add: Callable[..., object] = background_tasks.add_task  # Whatever it gives back.
         results = [add(each) for each in tasks]
         if given is not None:
-            given += results
+            given.extend(results)
 
     return app
 
