@@ -57,6 +57,8 @@ HELP = {
     "drain_timeout": "seconds a stop waits for tasks",
     "keep_finished": "finished tasks that are remembered",
     "keep_for": "seconds they are remembered",
+    "journal": "file that keeps the tasks, so that they outlive the process",
+    "durability": "what an accepted task in that file outlives: a loss of power too, or a killed process",
 }
 
 

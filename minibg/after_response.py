@@ -31,6 +31,7 @@ Rejected: running the tasks inside the response, as Starlette does. They are the
 server's idea of how long a request may take.
 """
 
+import asyncio
 import logging
 from enum import Enum, auto
 from typing import Any
@@ -52,15 +53,21 @@ class AfterResponse:
             raise TypeError(f"options of a pool ({', '.join(sorted(options))}) next to a pool that has its own")
         self.app = app
         self.pool = pool or Pool(**options)
+        self._starting = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
             return
         if self.pool.is_new:
+            async with self._starting:  # A second request waits for the first one's start.
+                await self._start()
+        await self._respond(scope, receive, send)
+
+    async def _start(self) -> None:
+        if self.pool.is_new:
             logger.warning("no lifespan was run: the pool starts with this request, and nobody will drain it")
             await self.pool.__aenter__()
-        await self._respond(scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         hold = BackgroundTasks(self.pool, f"{scope.get('method', scope['type'])} {scope.get('path', '')}")

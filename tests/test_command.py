@@ -310,7 +310,7 @@ def test_a_signal_ends_it_in_phases_after_its_tasks_and_with_0(folder: Path, num
         "INFO minibg.server: stop 1/3: no new connections; 0 are open",
         "INFO minibg.server: stop 2/3: up to 10 s for 0 requests",
         "INFO minibg.server: stop 3/3: the application shuts down",
-        "INFO minibg.background: waiting up to 30 s for 1 tasks: 0 held, 0 ready, 1 running, 0 waiting, "
+        "INFO minibg.background: waiting up to 30 s for 1 task: 0 held, 0 ready, 1 running, 0 waiting, "
         "served.wait _ of GET /slow runs for _ s",
         "task ended",
         "INFO minibg.background: drained in _ s: 1 finished, 0 did not",
@@ -324,7 +324,7 @@ def test_a_second_signal_gives_up_the_drain_and_a_stuck_task_is_named_lost(folde
         minibg.get(f"{minibg.url()}/stuck")
         minibg.until("task started")
         minibg.signal()
-        minibg.until("waiting up to 30 s for 1 tasks")
+        minibg.until("waiting up to 30 s for 1 task")
         minibg.signal()
         assert minibg.ended() == 0
     assert messages(minibg.lines)[-3:] == [

@@ -11,6 +11,7 @@ In reading order:
 - `threads`, `attempt`, `worker`: doing it
 - `pool`: all of that put together; how it starts and stops
 - `hold`: the tasks of one response
+- `sqlite`, `durable`: a journal on disk, so that accepted means kept
 - `periodic`, `watchdog`, `drain`, `clock`: what stands beside the path
 """
 
@@ -20,6 +21,8 @@ from minibg.background.hold import BackgroundTasks as BackgroundTasks
 from minibg.background.journal import (
     Follower as Follower,
     IllegalTransition as IllegalTransition,
+    JournalFailed as JournalFailed,
+    JournalUnusable as JournalUnusable,
     Transition as Transition,
 )
 from minibg.background.periodic import Periodic as Periodic

@@ -9,7 +9,8 @@ would otherwise travel through the asyncio task into the loop and stop the serve
 
 `judge` turns an outcome into the event that follows. It is pure: it decides, the worker acts. The cases, in its order:
 
-1. It was cancelled because the pool stops: LOSE.
+1. It was cancelled because the pool stops: LOSE, or PUT_BACK when a durable journal keeps it for the next start, whatever its
+   cleanup raised.
 2. It was cancelled on request, and let itself be: CANCEL.
 3. It was cut by its timeout: a TimeoutError, which says where it stood. Also when it swallowed the cancellation and
    returned something: that came too late.
@@ -102,6 +103,8 @@ def _call(run: Run) -> Outcome:
 def judge(run: Run, outcome: Outcome, random: Callable[[], float]) -> Verdict:
     """Decide what follows from an outcome."""
     error = outcome.error
+    if error is not None and run.cut is Cut.STOP and run.seq:
+        return Verdict(Event.PUT_BACK, error)
     if isinstance(error, asyncio.CancelledError) and run.cut is Cut.STOP:
         return Verdict(Event.LOSE, error)
     if isinstance(error, asyncio.CancelledError) and run.cut is Cut.CANCEL:
@@ -112,7 +115,7 @@ def judge(run: Run, outcome: Outcome, random: Callable[[], float]) -> Verdict:
         return Verdict(Event.SUCCEED)
     # What was told to end for good is not tried again, whatever its cleanup raised.
     retry = None if run.cut in (Cut.CANCEL, Cut.STOP) else run.options.retry
-    delay = retry.delay(run.result.attempts, error, random) if retry is not None else None
+    delay = retry.delay(run.result.attempts - run.excused, error, random) if retry is not None else None
     return Verdict(Event.FAIL, error) if delay is None else Verdict(Event.RETRY, error, delay)
 
 

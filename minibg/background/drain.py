@@ -34,8 +34,9 @@ class Unfinished:
         return cls(result.id, result.name, result.origin, age, was, result.status, in_thread)
 
     def __str__(self) -> str:
+        kept = "" if self.became.is_final else ", kept for the next start"
         thread = ", its thread is still at work" if self.in_thread else ""
-        return f"{self.name} {self.id}{of_origin(self.origin)}, {self.age:.1f} s old, was {self.was}: {self.became}{thread}"
+        return f"{self.name} {self.id}{of_origin(self.origin)}, {self.age:.1f} s old, was {self.was}: {self.became}{kept}{thread}"
 
 
 @dataclass(frozen=True, slots=True)

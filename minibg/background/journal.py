@@ -22,13 +22,14 @@ All methods are for the loop's thread.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from weakref import WeakSet
 
 from minibg.background.clock import Clock
+from minibg.background.queue import NotAccepted
 from minibg.background.result import TRANSITIONS, Event, TaskError, TaskResult, TaskStatus
 from minibg.background.run import Run
 
@@ -43,6 +44,14 @@ class IllegalTransition(RuntimeError):
         super().__init__(f"{event} is not allowed for {result.name} {result.id}, which is {result.status}")
         self.result = result
         self.event = event
+
+
+class JournalUnusable(Exception):
+    """A file cannot be the durable journal of this process; the message names it and says why."""
+
+
+class JournalFailed(NotAccepted):
+    """The tasks could not be written to disk, so they were not taken on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,6 @@ class Journal:
         #: When each finished run ended (monotonic), and its id: oldest first.
         self._finished: deque[tuple[float, str]] = deque()
         self._followers: WeakSet[Follower] = WeakSet()
-        self._closed = False
         self._watches: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._closed = False
 
@@ -225,12 +233,34 @@ class Journal:
             if not future.done() and condition():
                 future.set_result(None)
 
-    def close(self) -> None:
-        """End the followers: nothing will happen any more."""
-        self._closed = True
+    # What a journal on disk does here: see `durable.py`. In memory a promise needs nothing.
+
+    async def open(
+        self,
+        resume: Callable[[list[Run]], object],  # noqa: ARG002
+        cancel: Callable[[str], object],  # noqa: ARG002
+    ) -> list[list[Run]]:
+        """Begin. Gives the batches an earlier life has left; ``resume`` and ``cancel`` do what is asked for from outside."""
+        return []
+
+    def vet(self, run: Run) -> None:
+        """Refuse, with a TypeError, a call that cannot be kept."""
+
+    async def commit(self, runs: Sequence[Run]) -> None:
+        """Promise these. Raises NotAccepted."""
+
+    async def claim(self, run: Run) -> bool:  # noqa: ARG002
+        """Ask whether an attempt may begin. Raises NotAccepted: not now."""
+        return True
+
+    async def close(self) -> None:
+        """End the followers, and whatever waits: nothing will happen any more."""
         self._closed = True
         for follower in self._followers:
             follower.close()
+        for run in self.unfinished.values():
+            run.result.announce()
+        self.look()
 
 
 def _write(result: TaskResult[Any], event: Event, now: datetime, error: TaskError | None, value: object) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from minibg.background.clock import Clock, Timer
 from minibg.background.queue import NotAccepted
 from minibg.background.result import TaskResult
-from minibg.background.task import name_of
+from minibg.background.task import as_task, name_of
 
 if TYPE_CHECKING:
     from minibg.background.pool import Pool
@@ -39,7 +39,8 @@ class Periodic:
         #: The newest run.
         self.result: TaskResult[Any] | None = None
         self._pool = pool
-        self._func = func
+        # Missed moments are not made up for, so a journal on disk has nothing to keep.
+        self._func = as_task(func).using(durable=False)
         self._seconds = seconds
         self._due_at = 0.0
         self._timer: Timer | None = None

@@ -21,7 +21,8 @@ them in one breath.
 
 1. What is there is worked off, up to ``drain_timeout``. Nothing is waited for that is due after that.
 2. Coroutines that still run are cancelled *and awaited*, so their cleanup finds everything still open.
-3. What is left is LOST, and the report names it. Threads cannot be stopped; they are daemons.
+3. What is left is LOST, or stays in the durable journal for the next start, and the report names it. Threads cannot be
+   stopped; they are daemons.
 
 **Threads.** Everything here belongs to the loop's thread. ``add_task``, ``enqueue``, ``get`` and ``cancel`` may be
 called from any other: they cross over and wait for the answer.
@@ -30,6 +31,7 @@ called from any other: they cross over and wait for the answer.
 import asyncio
 import contextvars
 import logging
+import os
 import random
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -119,6 +121,8 @@ class Pool:
       places for all its tasks, up to ``overflow_timeout`` seconds, and is refused then.
     - ``drain_timeout``: seconds a stop waits for what is there.
     - ``keep_finished``, ``keep_for``: how many finished runs are remembered, and for how many seconds.
+    - ``journal``: a file that keeps the tasks, so that they outlive the process (`durable.py`). None: they live in memory.
+    - ``durability``: what an accepted task in that file outlives: ``"power"``: a loss of power too. ``"process"``: a kill.
     - ``clock``, ``random``: time and chance, for tests that want them exact.
     """
 
@@ -132,6 +136,8 @@ class Pool:
         drain_timeout: float = 30.0,
         keep_finished: int = 10_000,
         keep_for: float = 3600.0,
+        journal: str | os.PathLike[str] | None = None,
+        durability: Literal["power", "process"] = "power",
         clock: Clock | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
@@ -152,7 +158,9 @@ class Pool:
         self._random = random
         self._state = PoolState.NEW
         self._queue = Queue(queue_limit, self._clock)
-        self._journal = Journal(self._clock, keep_finished, keep_for)
+        self._journal = _journal(journal, durability, self._clock, keep_finished, keep_for)
+        #: The batches that an earlier life of the journal has left.
+        self._left: list[list[Run]] = []
         self._periodic: list[Periodic] = []
         #: Runs the drain does not wait for, because they are due too late.
         self._abandoned: set[Run] = set()
@@ -162,7 +170,7 @@ class Pool:
     # Its life.
 
     async def open(self) -> None:
-        """Take tasks on. They run when the pool has started."""
+        """Take tasks on. They run when the pool has started. Raises JournalUnusable."""
         if self._state is not PoolState.NEW:
             raise RuntimeError(f"a pool is opened once: this one {self._state.value}")
         self._loop = asyncio.get_running_loop()
@@ -170,6 +178,9 @@ class Pool:
         self._threads = Threads(self._loop)
         self._workers = Workers(self._queue, self._journal, self._threads, self._clock, self._random, self._park)
         self._tasks: list[asyncio.Task[None]] = []
+        self._left = await self._journal.open(self._resume, self._cancel)
+        for batch in self._left:
+            self._take_back(batch)
         self._state = PoolState.OPEN
 
     def start(self) -> None:
@@ -181,6 +192,8 @@ class Pool:
             self._loop.create_task(self._workers.work(), name=f"minibg-worker-{n}", context=contextvars.Context())
             for n in range(1, self._size + 1)
         ]
+        for batch in self._left:
+            self._put_in_line(batch)
         for periodic in self._periodic:
             periodic.start(self._clock)
 
@@ -233,6 +246,8 @@ class Pool:
 
         May be called from any thread. Raises TypeError for what cannot be run, QueueFull when there is no place (also
         with overflow "wait": there is no response that could wait), PoolStopped, RuntimeError before the start.
+        With a durable journal it is on disk some moments later, at the latest before it starts; who has to know
+        uses a `BackgroundTasks` and awaits its ``commit``.
         """
         run = self.prepare(func, args, kwargs, "")
         return self.on_loop(self._enqueue, run).result
@@ -247,7 +262,7 @@ class Pool:
 
     async def idle(self) -> None:
         """Wait until nothing is held, ready, waiting or running."""
-        await self._journal.until(lambda: not self._journal.unfinished)
+        await self._journal.until(lambda: not self._journal.unfinished or self._state is PoolState.STOPPED)
 
     def follow(self) -> Follower:
         """Follow the transitions from now on: ``async for transition in pool.follow()``."""
@@ -281,7 +296,9 @@ class Pool:
 
     def prepare(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], origin: str) -> Run:
         """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be run."""
-        return Run.of(func, args, kwargs, origin, self._clock)
+        run = Run.of(func, args, kwargs, origin, self._clock)
+        self._journal.vet(run)
+        return run
 
     def on_loop(self, function: Callable[..., T], *args: Any) -> T:
         """Call ``function(*args)`` on the loop's thread, from whatever thread this is."""
@@ -317,6 +334,7 @@ class Pool:
             for run in drafts:
                 if self._is_draft(run):
                     self._journal.add(run)
+        await self._journal.commit(runs)
 
     def release(self, runs: Sequence[Run]) -> None:
         """Give a response's runs to the workers."""
@@ -330,6 +348,7 @@ class Pool:
                 self._journal.note(run, Event.RELEASE)
                 ready.append(run)
             else:
+                run.wait = delay
                 self._journal.note(run, Event.DEFER)
                 self._park(Batch(run), delay)
         if ready:
@@ -359,6 +378,35 @@ class Pool:
         self.accept_and_release(run)
         return run
 
+    # What a durable journal gives back.
+
+    def _resume(self, batch: list[Run]) -> None:
+        """Take back a batch, and put it in line."""
+        self._take_back(batch)
+        self._put_in_line(batch)
+
+    def _take_back(self, batch: list[Run]) -> None:
+        for run in batch:
+            self._queue.keep_place(run)
+            self._journal.add(run)
+            self._journal.take_key(run)
+
+    def _put_in_line(self, batch: list[Run]) -> None:
+        """Release runs in their old order: when the first has to wait, the others wait for it."""
+        held = [run for run in batch if run.result.status is TaskStatus.HELD]  # One may have been cancelled.
+        if not held:
+            return
+        first, delay = held[0], held[0].delay(self._clock)
+        for run in held[1:]:
+            self._journal.note(run, Event.RELEASE)
+        if delay is None:
+            self._journal.note(first, Event.RELEASE)
+            self._queue.put(Batch(*held))
+        else:
+            first.wait = delay
+            self._journal.note(first, Event.DEFER)
+            self._park(Batch(*held), delay)
+
     def _is_draft(self, run: Run) -> bool:
         """Whether a run was admitted and has no place yet."""
         return run.result.status is TaskStatus.HELD and run.result.id not in self._journal.unfinished
@@ -381,7 +429,8 @@ class Pool:
     def _cancel(self, id: str) -> CancelOutcome:
         run = self._journal.unfinished.get(id)
         if run is None:
-            return CancelOutcome.UNKNOWN if self._journal.get(id) is None else CancelOutcome.FINISHED
+            result = self._journal.get(id)
+            return CancelOutcome.FINISHED if result is not None and result.is_finished else CancelOutcome.UNKNOWN
         if run.result.status is not TaskStatus.RUNNING:
             waited = run.result.status is TaskStatus.WAITING
             self._abandoned.discard(run)
@@ -417,22 +466,28 @@ class Pool:
         for run, _ in left:
             self._workers.cut(run, Cut.STOP)
         await self._wait(lambda: not any(run.attempt for run, _ in left), CLEANUP)
-        # 3. Whatever is left is lost.
+        # 3. Whatever is left is lost, unless the journal keeps it.
         for run in list(self._journal.unfinished.values()):
-            self._end(run, Event.LOSE)
+            self._let_go(run)
         now, running = self._clock.now(), self._workers.running
         unfinished = tuple(
             Unfinished.of(run, was, now, in_thread=run.result.id in running and run.attempt is None)
             for run, was in left
-            if run.result.status is TaskStatus.LOST
+            if run.result.status is TaskStatus.LOST or not run.result.is_finished
         )
+        finished = self._ended() - ended_before - sum(line.became is TaskStatus.LOST for line in unfinished)
         await self._close()
-        finished = self._ended() - ended_before - len(unfinished)
         report = DrainReport(finished, unfinished, self._clock.monotonic() - began)
         for line in unfinished:
             logger.warning("did not finish: %s", line)
         logger.log(logging.WARNING if unfinished else logging.INFO, "%s", report)
         return report
+
+    def _let_go(self, run: Run) -> None:
+        if not run.seq:
+            self._end(run, Event.LOSE)
+        elif run.result.status is TaskStatus.RUNNING:
+            self._journal.note(run, Event.PUT_BACK)
 
     async def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
         """Wait for a condition, for a time, or for somebody in a hurry."""
@@ -449,7 +504,7 @@ class Pool:
             await asyncio.wait(self._tasks, timeout=GRACE)
         self._workers.close()
         self._threads.close()
-        self._journal.close()
+        await self._journal.close()
 
     def _abandon(self, batch: Batch) -> None:
         self._queue.unpark(batch)
@@ -464,4 +519,18 @@ class Pool:
         parts = [f"{counts[status]} {status.lower()}" for status in TaskStatus if not status.is_final]
         parts += [f"{run.describe()} runs for {now - run.since:.1f} s" for run in self._workers.running.values()]
         if number := len(self._journal.unfinished) - len(self._abandoned):
-            logger.info("waiting up to %g s for %d tasks: %s", self.drain_timeout, number, ", ".join(parts))
+            logger.info(
+                "waiting up to %g s for %d %s: %s",
+                self.drain_timeout,
+                number,
+                "task" if number == 1 else "tasks",
+                ", ".join(parts),
+            )
+
+
+def _journal(path: str | os.PathLike[str] | None, durability: Any, *options: Any) -> Journal:
+    if path is None:
+        return Journal(*options)
+    from minibg.background.durable import DurableJournal  # noqa: PLC0415 - needs fcntl, which does not exist everywhere.
+
+    return DurableJournal(path, durability, *options)

@@ -12,7 +12,8 @@ is said openly: as long as high work keeps coming, normal work waits. ``statisti
 stands in line, and ``held + ready + waiting <= limit`` holds at every moment. That is what makes an overflow visible
 while there is still a response to change. A place, once reserved, is never taken back from its run. It is given back
 when the run starts its last possible attempt, or ends. A run that may be tried again keeps its place while it runs:
-coming back to a full line it would have to break the limit, or be lost.
+coming back to a full line it would have to break the limit, or be lost. Only what comes out of a durable journal may stand
+beyond the limit, one that is lower than it was: it is owed, and nothing new is accepted until there is room again.
 
 **Later.** A batch whose next run is due later is *parked*: it costs a timer (some hundred bytes) and no worker.
 
@@ -96,6 +97,10 @@ class Queue:
         """Reserve a place. Raises QueueFull."""
         if self.taken >= self.limit or self._waiting_for_places:
             raise self.full(1)
+        self._take([run])
+
+    def keep_place(self, run: Run) -> None:
+        """Give a place to a run that had one in an earlier life of its journal, beyond the limit if need be."""
         self._take([run])
 
     async def take_places(self, runs: Sequence[Run], timeout: float) -> None:

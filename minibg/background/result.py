@@ -13,8 +13,8 @@ READY, RUNNING, SUCCESSFUL and FAILED are Django's words (`django.tasks`) and me
 name what Django has no word for; Celery calls nearly all of them PENDING, which is also its answer for an id it has
 never heard of. Here an unknown id is None.
 
-Two events are not raised by anything yet: PUT_BACK belongs to a journal on disk, HAND_OFF to an engine in another process.
-The table has them because HANDED_OFF is one of the statuses a reader of results has to expect.
+One event is not raised by anything yet: HAND_OFF belongs to an engine in another process. The table has it because
+HANDED_OFF is one of the statuses a reader of results has to expect.
 
 Two words are easily confused. DROPPED: its response was never produced, so the run was never owed to anybody.
 LOST: it was owed, the process stopped before it ended, and nothing durable keeps it.
@@ -94,7 +94,7 @@ class Event(Enum):
     CANCEL = "cancel"
     #: The process stops.
     LOSE = "lose"
-    #: The process stops, and a journal on disk keeps it for the next start. Not raised yet.
+    #: The process stops, and a durable journal keeps it for the next start.
     PUT_BACK = "put back"
     #: An engine takes it. Not raised yet.
     HAND_OFF = "hand off"
@@ -203,6 +203,8 @@ class TaskResult(_Waited, Generic[T]):
     errors: list[TaskError] = field(default_factory=list)
     #: What it returned, if it is SUCCESSFUL.
     return_value: T | None = None
+    #: Whether a journal on disk keeps it: it outlives the process.
+    durable: bool = False
 
     def __post_init__(self) -> None:
         _Waited.__init__(self)
@@ -214,7 +216,8 @@ class TaskResult(_Waited, Generic[T]):
     async def wait(self, timeout: float | None = None) -> "TaskResult[T]":
         """Wait until the run has reached a final status, at most ``timeout`` seconds. Gives back this same record.
 
-        Raises TimeoutError; the run goes on.
+        Raises TimeoutError; the run goes on. When its pool stops before, and a durable journal keeps the run for the next start,
+        the record comes back as it is then, not finished.
         """
         if not self.is_finished:
             await self._wait(timeout)

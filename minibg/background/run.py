@@ -63,6 +63,16 @@ class Run:
     #: When the attempt began: monotonic seconds; and whether the log has said already that it takes long.
     since: float = 0.0
     warned: bool = False
+    #: Seconds it waits, from the moment it is WAITING.
+    wait: float = 0.0
+    #: Its arguments and what differs from its task's options, as JSON, if a durable journal keeps it.
+    payload: str | None = None
+    changes: str = "{}"
+    #: Its number in that journal's file, 0 while it is not there, and that of its batch.
+    seq: int = 0
+    response: int = 0
+    #: Attempts that did not end by the task's fault: the process died, or stopped. They do not count for its `Retry`.
+    excused: int = 0
 
     @classmethod
     def of(
@@ -78,7 +88,7 @@ class Run:
     def may_come_back(self) -> bool:
         """Whether the attempt that begins now may be followed by another."""
         retry = self.options.retry
-        return retry is not None and self.result.attempts + 1 < retry.attempts
+        return retry is not None and self.result.attempts + 1 - self.excused < retry.attempts
 
     def delay(self, clock: Clock) -> float | None:
         """Seconds from now until it is due; None when it has no delay at all."""

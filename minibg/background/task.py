@@ -67,6 +67,8 @@ class Options:
     priority: Priority = "normal"
     #: At most one unfinished run of the task at a time has this key.
     key: str | None = None
+    #: Whether a durable journal keeps its runs, if the pool has one.
+    durable: bool = True
     #: Seconds between the response and the run.
     delay: float | None = None
     #: The time of the run: aware.
@@ -90,6 +92,7 @@ class TaskOptions(TypedDict, total=False):
     timeout: float | None
     priority: Priority
     key: str | None
+    durable: bool
 
 
 class CallOptions(TaskOptions, total=False):
@@ -157,6 +160,12 @@ def _register(function: Callable[P, R], name: str | None, options: Options) -> T
 
 def _place(function: Callable[..., object]) -> str:
     return f"{function.__module__}.{function.__qualname__}"
+
+
+def as_task(function: Callable[P, R]) -> Task[P, R]:
+    """Give a function as a task, without entering it anywhere. Raises TypeError for what cannot be one."""
+    kind_of(function)
+    return function if isinstance(function, Task) else Task(function, name_of(function))
 
 
 def has_own_name(function: object) -> bool:

@@ -37,9 +37,10 @@ Errand = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 class Threads:
     """Daemon threads that make calls for the loop. ``close`` ends those that are idle."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str = "minibg-task") -> None:
         self.busy = 0
         self._loop = loop
+        self._name = name
         self._errands: SimpleQueue[Errand | None] = SimpleQueue()
         self._done: deque[tuple[asyncio.Future[Any], Any]] = deque()
         self._collecting = False
@@ -51,7 +52,7 @@ class Threads:
         self.busy += 1
         if self.busy > self._threads:
             self._threads += 1
-            threading.Thread(target=self._work, name=f"minibg-task-{self._threads}", daemon=True).start()
+            threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
         self._errands.put((function, future))
         return future
 

@@ -33,7 +33,7 @@ from typing import Any
 from minibg.background.attempt import Outcome, Verdict, attempt, judge, overdue
 from minibg.background.clock import Clock, Timer
 from minibg.background.journal import Journal
-from minibg.background.queue import Batch, Queue
+from minibg.background.queue import Batch, NotAccepted, Queue
 from minibg.background.result import Event, TaskError, TaskStatus
 from minibg.background.run import Cut, Run
 from minibg.background.threads import Threads
@@ -46,6 +46,8 @@ logger = logging.getLogger("minibg.background")
 LONG = 60.0
 #: Seconds between two looks for such runs.
 LOOK_EVERY = 10.0
+#: Seconds until a claim is tried again that the disk refused.
+CLAIM_AGAIN = 1.0
 #: Seconds a cancelled coroutine has to end before the log says that it does not.
 GRACE = 1.0
 
@@ -100,6 +102,11 @@ class Workers:
 
     async def _try(self, run: Run) -> float | None:
         """Make one attempt. Seconds until the next one, or None when there is none."""
+        try:
+            if not await self._claim(run):
+                return None
+        except NotAccepted:
+            return CLAIM_AGAIN
         self._begin(run)
         timer = self._set_timeout(run)
         try:
@@ -113,6 +120,16 @@ class Workers:
         if run.result.status is TaskStatus.FAILED:  # Else it was lost: it swallowed even the end of the pool.
             self._note_late_return(run)
         return None
+
+    async def _claim(self, run: Run) -> bool:
+        """Have the attempt counted. False when it must not begin. Raises NotAccepted: not now."""
+        allowed = await self._journal.claim(run)
+        if run.result.status is not TaskStatus.READY or self.stopping:
+            return False
+        if not allowed:  # It was cancelled in the journal's file.
+            self._journal.note(run, Event.CANCEL)
+            self._queue.give_back(run)
+        return allowed
 
     def _begin(self, run: Run) -> None:
         if not run.may_come_back():
@@ -129,6 +146,7 @@ class Workers:
         error = None
         if verdict.event in (Event.FAIL, Event.RETRY) and verdict.error is not None:
             error = TaskError.of(verdict.error, run.result.attempts, self._clock.now())
+        run.wait = verdict.delay
         self._journal.note(run, verdict.event, error=error, value=outcome.value)
         self._report(run, verdict)
         if verdict.event is Event.RETRY:

@@ -109,14 +109,14 @@ async def test_a_follower_that_raises_or_is_let_go_is_forgotten() -> None:
         await pool.enqueue(nothing).wait()
 
 
-async def test_what_is_finished_is_forgotten_by_count_the_oldest_first() -> None:
+async def test_finished_ones_are_kept_by_count_and_forgotten_in_the_order_they_ended() -> None:
     async with Pool(keep_finished=2) as pool:
         ids = [(await pool.enqueue(nothing).wait()).id for _ in range(4)]
         assert [pool.get(id) is not None for id in ids] == [False, False, True, True]
         assert pool.statistics().by_status[TaskStatus.SUCCESSFUL] == 4
 
 
-async def test_what_is_finished_is_forgotten_by_age() -> None:
+async def test_finished_ones_are_kept_by_age() -> None:
     clock = FakeClock()
     async with Pool(keep_for=60, clock=clock) as pool:
         old = await pool.enqueue(nothing).wait()
