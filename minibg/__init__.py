@@ -2,7 +2,7 @@
 
 The map, in the order in which a request travels:
 
-- `minibg.serving`: `serve()` and `run()` put the parts together; `minibg.__main__` is the command
+- `minibg.serving`: `serve()` and `run()` put the parts together; `minibg.__main__` is the command, `minibg.tasks` its other half
 - `minibg.server`: bytes to ASGI and back. Knows no tasks
 - `minibg.after_response`: the joint. Holds a response's tasks, releases them after its last byte
 - `minibg.web`: ASGI to functions and back

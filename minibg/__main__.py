@@ -1,4 +1,4 @@
-"""The command: ``minibg module:app``.
+"""The command: ``minibg module:app``, and ``minibg tasks FILE`` (`minibg.tasks`).
 
 The options are read from `Server`, `Limits` and `Pool`: name, default, and type are theirs, so the command cannot
 differ from ``serve()``. What is not theirs is below: how the application is found, the loop, the logging.
@@ -64,6 +64,11 @@ HELP = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, serve, and exit with the right code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["tasks"]:
+        from minibg import tasks  # noqa: PLC0415 - needs fcntl, which does not exist everywhere.
+
+        return tasks.main(arguments[1:])
     options = vars(parser().parse_args(arguments))
     level = options.pop("log_level").upper()
     _configure_logging(level, options.pop("log_format"))
@@ -91,7 +96,9 @@ def _configure_logging(level: str, log_format: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
-        "minibg", description="Serve an ASGI application, and its tasks after the response."
+        "minibg",
+        description="Serve an ASGI application, and its tasks after the response.",
+        epilog="minibg tasks FILE looks into a durable journal.",
     )
     parser.add_argument("app", help="where the application is: module:attribute")
     parser.add_argument("--version", action="version", version=f"minibg {__version__}")

@@ -204,6 +204,10 @@ class DurableJournal(Journal):
                 run.response = -run.seq  # It leaves its batch.
             released_at = _seconds(result.released_at)
             self._gathering.moved[run.seq] = (run.seq, run.response, result.status, *waiting, released_at)
+        elif run.seq in self._gathering.entered:  # It ends before it was written: there is nothing to keep.
+            del self._gathering.entered[run.seq]
+            self._gathering.moved.pop(run.seq, None)
+            run.seq = 0
         elif event not in (Event.START, Event.PUT_BACK):
             ended = (*waiting, _seconds(result.finished_at), _errors(result.errors), _short_json(result.return_value))
             self._gathering.ended[run.seq] = (run.seq, result.attempts, result.status, *ended)

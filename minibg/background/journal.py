@@ -267,7 +267,7 @@ def _write(result: TaskResult[Any], event: Event, now: datetime, error: TaskErro
     """Write into a record what the event means for it."""
     match event:
         case Event.RELEASE | Event.DEFER:
-            result.released_at = now
+            result.released_at = result.released_at or now
         case Event.START:
             result.attempts += 1
             result.started_at = result.started_at or now

@@ -10,7 +10,7 @@ The rules of this file:
   process ends, however it ends, so recovery needs no lease and no heartbeat, and never runs a task a second time
   because it is merely slow. Two writers on one file stall each other for seconds (measured), so there are none.
 - **A transaction per group** (`Group`): whatever has gathered while the one before was written, in up to four statements, in the
-  order enter, end, move, claim. Each takes all its rows as one JSON array. A statement per row would let go of
+  order end (it may free a key), enter, move, claim. Each takes all its rows as one JSON array. A statement per row would let go of
   the interpreter's lock per row, and wait up to 5 ms for it each time beside a busy loop: 60 rows a second (measured).
 - **synchronous=FULL around what is accepted**: the flush is what makes an answer a promise, also through a loss of power. Claims and
   ends are not flushed: a killed process loses none of them, and losing one to a loss of power costs one more run.
@@ -273,8 +273,13 @@ class File:
             self._prepare()
             self._heed(now)
             with self._transaction():
-                self._count_crashes(now)
-                return self._select(UNFINISHED), self._last_seq()
+                interrupted = self._count_crashes(now)
+                rows = self._select(UNFINISHED)
+            if rows or interrupted:
+                logger.info(
+                    "%s: %d unfinished tasks of an earlier life, %d were interrupted", self.path, len(rows), interrupted
+                )
+            return rows, self._last_seq()
         except (sqlite3.Error, OSError) as error:
             self.release()
             raise JournalUnusable(f"{self.path} cannot be used as a journal: {error}") from error
@@ -341,8 +346,9 @@ class File:
                 "%s is on a network file system (%s): locks do not hold there, tasks may be lost", self.path, kind
             )
 
-    def _count_crashes(self, now: float) -> None:
-        for row in self._select(INTERRUPTED):
+    def _count_crashes(self, now: float) -> int:
+        interrupted = self._select(INTERRUPTED)
+        for row in interrupted:
             crashes, errors = row.crashes + 1, row.errors
             poison = crashes >= CRASHES
             if poison:
@@ -352,6 +358,7 @@ class File:
                 logger.error("%s %s failed: %s", row.name, row.id, message)
             status = "FAILED" if poison else "READY"
             self._execute(CRASHED, (crashes, status, now if poison else None, errors, row.seq))
+        return len(interrupted)
 
     # Writing.
 
@@ -359,7 +366,7 @@ class File:
         power = entered and group.entered and self._durability == "power"
         self._execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
         with self._transaction():
-            for statement, rows in ((ENTER, group.entered if entered else {}), (END, group.ended), (MOVE, group.moved)):
+            for statement, rows in ((END, group.ended), (ENTER, group.entered if entered else {}), (MOVE, group.moved)):
                 if rows:
                     self._execute(statement, (json.dumps([*rows.values()]),))
             if group.claims:
