@@ -12,7 +12,9 @@ of fifty lines is less. In the tests h11 is its oracle: what is accepted here, h
 What is refused, with 400 unless said otherwise:
 
 - a size line that is not hexadecimal digits and extensions of visible bytes (RFC 9112 §7.1), no more than 16 digits;
-- a size line of more than `_LINE_LIMIT` bytes; extensions have no use that anybody knows (§7.1.1: ignore them);
+- a size line of more than `_LINE_LIMIT` bytes; extensions have no use that anybody knows (§7.1.1: ignore them, but limit
+  their total length). More bytes of them than of the body and a header section together are 431: chunks of one byte
+  would carry a hundred times what ``max_body`` allows;
 - a chunk that does not end with CRLF; bare LF anywhere (§2.2);
 - trailers that are no fields, and more of them than a header section may have (431). The rest is dropped: they may not
   be merged into the headers unless the field allows it (§7.1.2), and ASGI has no place for them;
@@ -47,7 +49,7 @@ class Body:
         self._limits = limits
         #: Bytes of the body, or of the current chunk, that are still to come.
         self.left = length or 0
-        self._size = self._trailers = 0
+        self._size = self._extensions = self._trailers = 0
         #: What the next line has to be, and the beginning of it. There are no lines in a body of known length.
         self._expected = _SIZE if length is None else None
         self._line = b""
@@ -89,6 +91,9 @@ class Body:
             self.left = int(match[1], 16)
             self._size += self.left
             self._expected = _END if self.left else _TRAILER
+            self._extensions += len(line) - match.end(1) - 2
+            if self._extensions > self._size + self._limits.max_header_bytes:
+                raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "chunk extensions too large")
             if self._size > self._limits.max_body:
                 raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "chunked body too large")
         elif expected is _END:

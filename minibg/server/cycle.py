@@ -127,8 +127,10 @@ class Cycle:
         if not stopped and not isinstance(error, ClientDisconnected):
             line = "%s %r: the application %s while its response was %s"
             how = "failed" if error else "returned"
-            # A framework's own name for the client's end (Starlette's ClientDisconnect) is no fault, but no secret either.
-            level = logging.DEBUG if error and isinstance(error.__context__, ClientDisconnected) else logging.ERROR
+            # Starlette's own name for the client's end is no fault, but no secret either. It is known by this name, and not
+            # by having ours as its context: a fault that a cleanup makes after ClientDisconnected has that too.
+            quiet = stage is Stage.GONE and type(error).__name__ == "ClientDisconnect"
+            level = logging.DEBUG if quiet else logging.ERROR
             logger.log(level, line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)
 
     def move(self, stage: Stage) -> None:
@@ -199,8 +201,8 @@ class Cycle:
         kind = message["type"]
         if kind == "http.response.body":
             body = message.get("body", b"")
-            if not isinstance(body, bytes):
-                raise TypeError(f"a body is bytes, not {type(body).__name__}")
+            if not isinstance(body, bytes):  # Starlette may send a memoryview. What is no buffer is a TypeError.
+                body = bytes(memoryview(body))
             more = message.get("more_body", False)
             head = self._open(None if more else len(body)) if self.stage is Stage.STARTED else b""
             framed = self._frame(body, more=more)

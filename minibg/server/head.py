@@ -20,7 +20,8 @@ Host that is no host                            400     RFC 9112 §3.2: "MUST re
 no Host in 1.1 and later                        400     the same; h11 asks for it in exactly 1.1
 a target that is neither path nor URI, or "#"   400     RFC 9112 §3.2
 CONNECT                                         405     RFC 9110 §9.3.6: this is not a proxy
-another major version                           505     RFC 9110 §15.6.6; 1.2 and up are answered as 1.1 (§2.5)
+another major version                           505     RFC 9110 §15.6.6; 1.2 and up are answered as 1.1 (§6.2)
+an https URI over a plain connection            421     RFC 9110 §7.4: MUST, but for a trusted proxy's connection
 too long target, header section, too many       414 431 `minibg.server.limits`
 ==============================================  ======  ==============================================================
 
@@ -150,10 +151,14 @@ def _checked(event: h11.Request, limits: Limits) -> Request:
     if length is not None and length > limits.max_body:
         raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "declared body too large")
     # RFC 9110 §10.1.1: MUST ignore it in HTTP/1.0, MAY ignore other expectations.
-    expects = not http10 and own.get(b"expect", b"").lower() == b"100-continue"
-    told = b",".join(value for name, value in headers if name == b"connection").lower().translate(None, b" \t")
-    close = b"close" in told.split(b",")
+    expects = not http10 and b"100-continue" in members(headers, b"expect")
+    close = b"close" in members(headers, b"connection")
     return Request(event.method, event.target, headers, http10, length, not (http10 or close), expects)
+
+
+def members(headers: Headers, field: bytes) -> list[bytes]:
+    """RFC 9110 §5.6.1: what a list has in it, however many lines it takes. Names of options have no case."""
+    return [member.strip(b" \t") for name, value in headers if name == field for member in value.lower().split(b",")]
 
 
 def _body_length(own: dict[bytes, bytes], *, http10: bool) -> int | None:

@@ -59,7 +59,9 @@ class Lifespan:
 
     def shutdown(self) -> None:
         """Tell the application to end; `answered` is set when it has."""
-        if self._task is not None and not self._task.done():
+        if self._task is None or self._task.done():
+            self.answered.set()
+        else:
             self.answered.clear()
             self._inbox.put_nowait({"type": "lifespan.shutdown"})
 
@@ -79,10 +81,11 @@ class Lifespan:
         try:
             await self._app(scope, self._inbox.get, self._send)
         except Exception as error:
-            if self._answer:
-                logger.exception("the lifespan of the application failed")
-            else:
+            if not self._answer:
                 logger.info("the application does not speak lifespan: %r", error)
+            else:  # Starlette says "failed" and raises: that is one failure, and it is told already
+                level = logging.DEBUG if self._answer["type"].endswith(".failed") else logging.ERROR
+                logger.log(level, "the lifespan of the application failed", exc_info=error)
         finally:
             self.answered.set()
 

@@ -55,7 +55,9 @@ class Limits:
     max_headers: int = _option(100, "number of header fields (431)")
     #: Bytes of a request body. nginx takes 1 MiB and everybody raises it; a limit that is a guard, not a policy.
     max_body: int = _option(100 * 1024 * 1024, "bytes of a request body (413)")
-    #: Connections at once, idle ones included. Below the 1,024 file descriptors that a process has by default on Linux.
+    #: Connections at once, idle ones included. With TLS one counts from the end of its handshake, which asyncio does
+    #: before it shows us the client, and which has ``header_timeout`` seconds. As many again may be in the course of being
+    #: refused. Beyond that the process's file descriptors are the bound: 1,024 by default on Linux.
     max_connections: int = _option(1000, "open connections (503)")
     #: Seconds a stop waits for responses in flight. Docker and Kubernetes kill after 10 and 30.
     graceful_timeout: float = _option(10.0, "seconds a stop waits for responses in flight")

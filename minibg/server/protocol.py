@@ -128,11 +128,14 @@ class Connection(asyncio.Protocol):
         self._scope["root_path"] = server.root_path
         server.connections.add(self)
         self._deadline = server.deadline(server.limits.header_timeout)
-        excess = len(server.connections) - server.limits.max_connections
-        if server.stopping.is_set() or excess > server.limits.max_connections:
-            transport.abort()  # to refuse costs a socket too, so there is an end to answers
-        elif excess > 0:
-            self.fail(HTTPStatus.SERVICE_UNAVAILABLE, [(b"retry-after", b"1")])
+        # Those that are refused linger a moment with their answer. They keep nobody out, and there may be as many again.
+        limit, refused = server.limits.max_connections, server.refused
+        if server.stopping.is_set() or len(server.connections) - len(refused) > limit:
+            refused.add(self)
+            if server.stopping.is_set() or len(refused) > limit:
+                transport.abort()
+            else:
+                self.fail(HTTPStatus.SERVICE_UNAVAILABLE, [(b"retry-after", b"1")])
 
     def data_received(self, data: bytes) -> None:
         """Give the bytes the meaning of the phase."""
@@ -176,6 +179,7 @@ class Connection(asyncio.Protocol):
         """Nobody is there any more."""
         self.phase = Phase.CLOSING
         self.server.connections.discard(self)
+        self.server.refused.discard(self)
         self._end_cycle(Stage.GONE)
         self.server.left()
 
@@ -207,13 +211,15 @@ class Connection(asyncio.Protocol):
         if request.length != 0:
             body = self._body = Body(request.length, server.limits)
             arrived, complete, rest = body.feed(rest), body.complete, body.rest
-        self._pending = rest
         scope = scope_of(request, self._scope)
         scope["asgi"] = {"version": "3.0", "spec_version": "2.5"}
         scope["state"] = server.state.copy()
         scope["extensions"] = {"minibg.stopping": server.stopping}
         if server.trust:
             scope["client"], scope["scheme"] = server.trust.client_and_scheme(scope)
+        if scope["scheme"] == "http" and request.target[:6].lower() == b"https:":  # RFC 9110 §7.4
+            raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "https over a plain connection")
+        self._pending = rest
         self._cycle = cycle = Cycle(self, request, scope, arrived, complete=complete)
         self.phase, self._deadline = Phase.RESPONSE, inf
         if not complete:
@@ -298,7 +304,8 @@ class Connection(asyncio.Protocol):
         if self.phase is Phase.DISCARD:
             self._close()
         elif cycle is None or cycle.stage in UNANSWERED:
-            answer = plain_response(status, server.date, cycle.request if cycle else UNREAD, headers)
+            unread = UNREAD._replace(method=self._pending.partition(b" ")[0])  # HEAD gets no content, in whatever state
+            answer = plain_response(status, server.date, cycle.request if cycle else unread, headers)
             if cycle is not None:
                 cycle.status, cycle.size = status.value, len(answer)
             elif server.access_log:
@@ -379,6 +386,8 @@ class Connection(asyncio.Protocol):
         A Unix socket knows at once. Over TCP it takes a probe that is answered with a reset (see `minibg.server.listen`):
         about a minute, in which an application that waits for "http.disconnect" and sends nothing has to be waited for.
         """
+        if not hasattr(select, "poll"):  # pragma: no cover - Windows: the next write finds it out
+            return False
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), 0)
         return bool(poll.poll(0))

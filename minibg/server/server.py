@@ -37,7 +37,7 @@ import asyncio
 import contextvars
 import logging
 import socket
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import KW_ONLY, dataclass, field
 from email.utils import formatdate
 from pathlib import Path
@@ -47,7 +47,7 @@ from minibg.asgi import ASGIApp
 from minibg.server.forwarded import Trust
 from minibg.server.lifespan import CANCEL_GRACE, Lifespan
 from minibg.server.limits import Limits
-from minibg.server.listen import bind_tcp, bind_unix, tls_context
+from minibg.server.listen import bind_tcp, bind_unix, naming, tls_context
 from minibg.server.protocol import Connection
 
 logger = logging.getLogger("minibg.server")
@@ -91,6 +91,8 @@ class Server:
         #: The lifespan state (ASGI lifespan 2.0); each request gets a shallow copy.
         self.state: dict[str, Any] = {}
         self.connections: set[Connection] = set()
+        #: Those of them that were one too many.
+        self.refused: set[Connection] = set()
         #: The running applications, those included whose response has left.
         self.requests: set[asyncio.Task[None]] = set()
         #: Set during the stop when there is neither any more.
@@ -99,6 +101,7 @@ class Server:
         self._lifespan = Lifespan(self.app, self.state, self.addresses)
         self._listeners: list[asyncio.Server] = []
         self._stop: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         shortest = (self.limits.header_timeout, self.limits.body_timeout, self.limits.write_timeout)
         self._interval = min(1.0, min(*shortest, self.limits.keep_alive) / 2)
 
@@ -120,21 +123,27 @@ class Server:
         if self.ssl_certfile:
             options["ssl"] = tls_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
             options["ssl_handshake_timeout"] = self.limits.header_timeout
-        with ExitStack() as undo:
+        async with AsyncExitStack() as undo:
             sockets = [undo.enter_context(sock) for sock in self._bind()]
             if self.uds is not None:
                 undo.callback(Path(self.uds).unlink, missing_ok=True)
             await self._lifespan.startup()
+            undo.push_async_callback(self.stop)
             self._tick()
-            for sock in sockets:
+            for sock, address in zip(sockets, self._names(), strict=True):
+                with naming(address):  # Another process may have been a moment quicker, of which uvloop does not tell.
+                    sock.listen(BACKLOG)
                 self._listeners += [await self.loop.create_server(lambda: Connection(self), sock=sock, **options)]
             undo.pop_all()
-        names = [each if isinstance(each, str) else "{} port {}".format(*each) for each in self.addresses]
-        logger.info("listening on %s", ", ".join(names))
+        logger.info("listening on %s", ", ".join(self._names()))
+
+    def _names(self) -> list[str]:
+        return [each if isinstance(each, str) else "{} port {}".format(*each) for each in self.addresses]
 
     def _bind(self) -> list[socket.socket]:
         if self.fd is not None:
-            sockets = [socket.socket(fileno=self.fd)]
+            with naming(f"fd {self.fd}"):
+                sockets = [socket.socket(fileno=self.fd)]
         elif self.uds is not None:
             sockets = [bind_unix(self.uds, self.uds_permissions)]
         else:
@@ -181,7 +190,8 @@ class Server:
         logger.info("stop 2/3: up to %g s for %d requests", self.limits.graceful_timeout, len(self.requests))
         if not await self._waited_for(self._empty, self.limits.graceful_timeout):
             await self._cancel_requests()
-        self._timer.cancel()
+        if self._timer is not None:  # else it was never started
+            self._timer.cancel()
         logger.info("stop 3/3: the application shuts down")
         self._lifespan.shutdown()
         await self._waited_for(self._lifespan.answered, None)
@@ -192,7 +202,7 @@ class Server:
         self.stopping.set()
         for listener in self._listeners:
             listener.close()
-        if self.uds is not None:
+        if self.uds is not None and self._listeners:  # else the path is another server's
             Path(self.uds).unlink(missing_ok=True)
         logger.info("stop 1/3: no new connections; %d are open", len(self.connections))
         for connection in tuple(self.connections):

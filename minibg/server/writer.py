@@ -29,7 +29,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
-from minibg.server.head import VISIBLE, Request
+from minibg.server.head import VISIBLE, Request, members
 
 
 class Framing(Enum):
@@ -58,7 +58,7 @@ class Head(NamedTuple):
 
 
 #: Headers that are the server's business; the others are copied.
-_OWNED = frozenset((b"connection", b"content-length", b"date", b"keep-alive", b"server", b"transfer-encoding"))
+_OWNED = frozenset((b"content-length", b"date", b"keep-alive", b"server", b"transfer-encoding"))
 #: RFC 9110 §5.6.2: a field name is a token.
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
@@ -80,7 +80,9 @@ def response_head(
     own = {b"date": date, b"server": b"minibg"}
     for name, value in headers:
         lowered = _lowered(name)
-        if lowered in _OWNED:
+        if lowered == b"connection":
+            close = close or b"close" in members([(lowered, value)], lowered)
+        elif lowered in _OWNED:
             own[lowered] = value
         else:
             lines.append(b"%b: %b" % (name, value))
@@ -89,7 +91,7 @@ def response_head(
         lines.append(b"content-length: %d" % length)
     elif framing is Framing.CHUNKED:
         lines.append(b"transfer-encoding: chunked")
-    close = close or framing is Framing.CLOSE or b"close" in own.get(b"connection", b"").lower()
+    close = close or framing is Framing.CLOSE
     # RFC 9110 §6.6.1: an origin server with a clock MUST send Date.
     lines += b"date: " + own[b"date"], b"server: " + own[b"server"]
     if close:  # RFC 9112 §9.6: SHOULD be announced
@@ -132,7 +134,9 @@ def chunk(data: bytes, *, last: bool) -> bytes:
 
 def plain_response(status: HTTPStatus, date: bytes, request: Request, headers: Fields = ()) -> bytes:
     """A whole answer of the server itself. It always ends the connection: what follows cannot be trusted."""
-    body = f"{status.phrase}\n".encode()
+    # RFC 9110 §15.5, §15.6: SHOULD explain the error; §15.6.6: and which versions there are.
+    spoken = ": use HTTP/1.1 or HTTP/1.0" if status is HTTPStatus.HTTP_VERSION_NOT_SUPPORTED else ""
+    body = f"{status.phrase}{spoken}\n".encode()
     fields = [(b"content-type", b"text/plain; charset=utf-8"), *headers]
     head = response_head(request, status, fields, len(body), close=True, date=date)
     return head.data if head.framing is Framing.NONE else head.data + body

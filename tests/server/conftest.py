@@ -2,6 +2,8 @@
 
 import gc
 
+import hypothesis  # it asks, while it is imported, who refers to an object; of frozen ones nobody can tell
+
 
 def pytest_collection_finish() -> None:
     """Some 100,000 objects of frameworks and other servers live as long as the run. `gc.collect` need not visit them again.

@@ -13,8 +13,10 @@ tests, and refuses a test that is skipped, expected to fail or without a require
 is not the one that the tests would write (`test_rfc_table`), and it fails if one of the tests does. So where the suite passes,
 every row holds. A requirement that is not met has no row and no test: it is a fault, and is mended.
 
-The level is the word of the specification: MUST, SHOULD, MAY. "chosen" stands where the text leaves the server the choice,
-or only warns; then the sentence says what this server does. ASGI has few such words: what it describes is a MUST here.
+The level is the word of the specification: MUST, SHOULD, MAY, compared with the texts. "chosen" stands where the text leaves
+the server the choice, or only warns, or where this server differs; then the sentence says what it does. What only has a
+grammar is told by two general sentences: what matches it is understood as it is meant (RFC 9110 §2.4, MUST), and what does
+not is answered with 400 (RFC 9112 §2.2, SHOULD). ASGI has few such words: what it describes is a MUST here.
 
 The conversation is with a real server over a real socket. `answered` has it twice, with the bytes in one piece and with each
 byte alone, and asserts that what comes back is the same: the answer does not depend on how the network cuts the request.
@@ -181,10 +183,10 @@ def ok(body: bytes, *, close: bool = False, status: bytes = b"200 OK", content: 
     return head + (body if content is None else content)
 
 
-def refused(code: int, *fields: bytes, body: bool = True) -> bytes:
-    """The server's own answer. It ends the connection."""
+def refused(code: int, *fields: bytes, body: bool = True, more: str = "") -> bytes:
+    """The server's own answer, whose text is the phrase and ``more``. It ends the connection."""
     status = HTTPStatus(code)
-    text = f"{status.phrase}\n".encode()
+    text = f"{status.phrase}{more}\n".encode()
     lines = [f"HTTP/1.1 {code} {status.phrase}".encode(), b"content-type: text/plain; charset=utf-8", *fields]
     lines += [b"content-length: %d" % len(text)] if body else []
     lines += [b"date: D", b"server: minibg", b"connection: close", b"", b""]

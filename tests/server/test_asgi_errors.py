@@ -7,11 +7,13 @@ a wait. The log has one record, and the next request on the connection, where th
 
 import asyncio
 import logging
+import socket
+import struct
 from typing import Any
 
 import pytest
 
-from minibg.asgi import ASGIApp, Message, Receive, Scope, Send
+from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
 from tests.server.requirements import answered, mirror, ok, refused, requirement, undated
 from tests.server.wire import connected, respond, without_lifespan
 
@@ -115,7 +117,7 @@ async def test_a_return_after_the_end(caplog: pytest.LogCaptureFixture) -> None:
 
 @requirement(
     "ASGI http, Disconnected Client",
-    "chosen",
+    "SHOULD",
     "An application that ends by the ClientDisconnected of its send has made no error: no record.",
 )
 async def test_an_end_by_the_clients_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -161,8 +163,8 @@ BAD_STARTS: dict[str, Any] = {
 
 
 @requirement(
-    "ASGI http, Response Start",
-    "MUST",
+    "ASGI, Error Handling",
+    "SHOULD",
     "A first message that is no http.response.start with a final status is raised out of send: 500, and one record.",
 )
 @pytest.mark.parametrize("message", BAD_STARTS.values(), ids=BAD_STARTS)
@@ -183,8 +185,8 @@ BAD_SECONDS: dict[str, Any] = {
 
 
 @requirement(
-    "ASGI http, Response Body",
-    "MUST",
+    "ASGI, Error Handling",
+    "SHOULD",
     "A second message that is no http.response.body with bytes is raised out of send: 500, and one record.",
 )
 @pytest.mark.parametrize("message", BAD_SECONDS.values(), ids=BAD_SECONDS)
@@ -194,8 +196,8 @@ async def test_a_wrong_second_message(message: Any, caplog: pytest.LogCaptureFix
 
 
 @requirement(
-    "ASGI http, Response Body",
-    "MUST",
+    "ASGI, Error Handling",
+    "SHOULD",
     "A wrong message within the body is raised out of send: the response is cut, and one record.",
 )
 @pytest.mark.parametrize("message", BAD_SECONDS.values(), ids=BAD_SECONDS)
@@ -219,8 +221,8 @@ BAD_HEADERS: dict[str, Any] = {
 
 
 @requirement(
-    "ASGI http, Response Start",
-    "MUST",
+    "ASGI, Error Handling",
+    "SHOULD",
     "headers that are no pairs of bytes are raised out of the first body message's send: 500, and one record.",
 )
 @pytest.mark.parametrize("headers", BAD_HEADERS.values(), ids=BAD_HEADERS)
@@ -248,7 +250,7 @@ async def test_a_mistake_can_be_mended(message: Any, caplog: pytest.LogCaptureFi
 
 @requirement(
     "ASGI, Applications",
-    "MUST",
+    "chosen",
     "An application that is no coroutine function, or takes other arguments: 500, and one record; the server lives on.",
 )
 @pytest.mark.parametrize("app", [lambda scope, receive, send: None, lambda: None], ids=["not awaitable", "arguments"])
@@ -257,3 +259,32 @@ async def test_an_application_that_is_none(app: Any, caplog: pytest.LogCaptureFi
         await client.send(GET)
         assert undated(await client.rest()) == refused(500)
     assert errors(caplog) == [record(TypeError(), "waiting")]
+
+
+@requirement(
+    "ASGI http, Disconnected Client",
+    "chosen",
+    "A fault that an application makes after the ClientDisconnected of its send is its own: one record.",
+)
+async def test_a_fault_after_the_clients_end_is_a_fault(caplog: pytest.LogCaptureFixture) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        began.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        try:
+            await send(START)
+        except ClientDisconnected:
+            ended.set()
+            raise KeyError("cleanup") from None
+
+    async with connected(app) as client:
+        await client.send(GET)
+        await began.wait()
+        sock = client.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.writer.transport.abort()
+        await ended.wait()
+    assert errors(caplog) == [record(KeyError(), "gone")]

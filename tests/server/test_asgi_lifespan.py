@@ -113,7 +113,7 @@ async def test_nobody_is_accepted_before_the_startup() -> None:
 
 @requirement(
     "ASGI lifespan, Startup Failed",
-    "MUST",
+    "SHOULD",
     "startup.failed ends the start with the application's message, or without one; nothing is bound.",
 )
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ async def test_a_lifespan_that_fails_later_is_logged(caplog: pytest.LogCaptureFi
 
 
 @requirement(
-    "ASGI lifespan, Startup",
-    "MUST",
+    "ASGI, Error Handling",
+    "SHOULD",
     "An answer that does not fit is raised out of send; before the startup is answered, the application counts as one without lifespan.",
 )
 @pytest.mark.parametrize(
@@ -243,6 +243,34 @@ async def test_the_stop_waits_for_the_shutdown() -> None:
 async def test_shutdown_failed(message: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     assert await is_served(Lifespan(UP, {"type": "lifespan.shutdown.failed", **message}))
     assert errors(caplog) == [f"the application failed to shut down: {message.get('message', '')}"]
+
+
+@requirement(
+    "ASGI lifespan, Startup Failed",
+    "chosen",
+    "An application that says failed and raises, as Starlette does, has failed once: what it says is told, what it raises is not.",
+)
+async def test_a_failure_that_is_also_raised_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await respond(send, b"ok")
+            return
+        await receive()
+        if fails == "startup":
+            await send({"type": "lifespan.startup.failed", "message": "no database"})
+            raise ValueError("no database")
+        await send(UP)
+        await receive()
+        await send({"type": "lifespan.shutdown.failed", "message": "disk full"})
+        raise ValueError("disk full")
+
+    fails = "startup"
+    with pytest.raises(StartupFailed, match="no database"):
+        await Server(app, port=0).start()
+    assert errors(caplog) == []
+    fails = "shutdown"
+    assert await is_served(app)
+    assert errors(caplog) == ["the application failed to shut down: disk full"]
 
 
 @requirement(

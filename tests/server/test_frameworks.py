@@ -183,6 +183,26 @@ async def test_a_starlette_stream_ends_when_its_client_leaves_and_that_is_no_err
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+async def test_a_starlette_upload_whose_client_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Starlette tells the end of the client by the same exception here, and none of ours is behind it."""
+    reading, ended = asyncio.Event(), asyncio.Event()
+
+    async def upload(request: Request) -> Response:
+        reading.set()
+        try:
+            return Response(await request.body())
+        finally:
+            ended.set()
+
+    async with asyncio.timeout(30), serve(Starlette(routes=[Route("/", upload, methods=["POST"])]), port=0) as server:
+        client = await Client.to(server)
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf")
+        await reading.wait()
+        client.writer.transport.abort()
+        await ended.wait()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 # --- FastAPI ---
 
 

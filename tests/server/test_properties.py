@@ -167,6 +167,7 @@ def talking(app: ASGIApp) -> Iterator[Callable[[list[bytes], list[int]], bytes]]
         runner.get_loop().set_exception_handler(lambda _, context: complaints.texts.append(repr(context)))
         server = Server(app, port=0, access_log=False)
         runner.run(server.start())
+        assert server._timer is not None
         server._timer.cancel()  # time stands still: no deadline depends on how fast this machine is
         try:
             yield lambda pieces, turns: runner.run(conversation(server, pieces, turns))

@@ -531,7 +531,8 @@ async def test_a_client_that_reads_slowly_but_steadily_is_served() -> None:
 
 
 async def test_a_client_that_does_not_close_its_half_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(echo) as server:
+    monkeypatch.setattr("minibg.server.protocol.LINGER", 0.2)
+    async with serving(echo, keep_alive=0.2) as server:
         client = await Client.to(server)
         await client.ask(GET_CLOSE)
         assert await client.rest() == b""
@@ -563,6 +564,23 @@ async def test_too_many_connections_are_answered_with_503() -> None:
         assert await third.rest() == b""
         assert (await first.ask(GET))[0] == 200
         for client in (first, second, third):
+            client.writer.close()
+
+
+async def test_those_that_are_refused_keep_nobody_out() -> None:
+    async with serving(echo, max_connections=1) as server:
+        first = await Client.to(server)
+        assert (await first.ask(GET_CLOSE))[0] == 200
+        refused = await Client.to(server)
+        assert (await refused.response())[0] == 503
+        first.writer.close()
+        async with asyncio.timeout(5):
+            while len(server.connections) > 1:  # turns of the loop, not time: the end of the first is on its way
+                await asyncio.sleep(0)
+        assert server.refused == server.connections
+        second = await Client.to(server)
+        assert (await second.ask(GET))[0] == 200
+        for client in (refused, second):
             client.writer.close()
 
 

@@ -11,8 +11,10 @@ from http import HTTPStatus
 import pytest
 
 from minibg.asgi import ASGIApp, Receive, Scope, Send
+from minibg.server.protocol import Phase
 from tests.server.requirements import answered, mirror, ok, refused, requirement, undated
-from tests.server.wire import connected, respond, without_lifespan
+from tests.server.test_protocol import seen_by
+from tests.server.wire import Client, Recorder, connected, respond, serving, without_lifespan
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_CLOSE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -37,16 +39,21 @@ async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
 # --- §6.6.1 Date ---
 
 
-@requirement("RFC 9110 §6.6.1", "MUST", "Every response has one Date, in GMT, of now: 200, 204, 400 and 500.")
+@requirement(
+    "RFC 9110 §6.6.1",
+    "MUST",
+    "Every response has one Date, of now, as an IMF-fixdate (§5.6.7): 200, 204, 304, 400 and 500, where it MAY be.",
+)
 @pytest.mark.parametrize(
     ("app", "data"),
     [
         (mirror, GET_CLOSE),
         (with_headers(status=204), GET_CLOSE),
+        (with_headers(status=304), GET_CLOSE),
         (mirror, b"BROKEN\r\n\r\n"),
         (with_headers(status=0), GET),
     ],
-    ids=["200", "204", "400", "500"],
+    ids=["200", "204", "304", "400", "500"],
 )
 async def test_every_response_has_one_date(app: ASGIApp, data: bytes) -> None:
     async with connected(app) as client:
@@ -76,10 +83,10 @@ async def test_the_server_field_of_the_application_is_kept() -> None:
 
 @requirement(
     "RFC 9110 §10.1.1",
-    "SHOULD",
+    "MUST",
     "100 Continue is sent when the application asks for the body, once, before the final response.",
 )
-@pytest.mark.parametrize("expect", [b"100-continue", b"100-Continue"])
+@pytest.mark.parametrize("expect", [b"100-continue", b"100-Continue", b"x, 100-continue", b"x\r\nExpect: 100-continue"])
 async def test_100_continue_is_sent_when_the_body_is_wanted(expect: bytes) -> None:
     async with connected(mirror) as client:
         await client.send(EXPECT.replace(b"100-continue", expect))
@@ -120,7 +127,7 @@ async def test_expect_without_a_body_is_ignored(length: bytes) -> None:
 
 
 @requirement("RFC 9110 §10.1.1", "chosen", "Another expectation, which MAY be answered with 417, is ignored.")
-@pytest.mark.parametrize("expect", [b"the-unexpected", b"100-continue, x", b""], ids=repr)
+@pytest.mark.parametrize("expect", [b"the-unexpected", b"x, y", b"100-continue;x", b""], ids=repr)
 async def test_another_expectation_is_ignored(expect: bytes) -> None:
     data = (
         b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\nExpect: " + expect + b"\r\n\r\nhello"
@@ -143,7 +150,38 @@ async def test_an_application_sends_no_interim_response() -> None:
         assert await answered(data, with_headers(status=103)) == refused(500)
 
 
+# --- §5.3 the order of what comes ---
+
+
+@requirement("RFC 9110 §5.3", "MUST", "No request reaches the application before its header section is complete.")
+async def test_nothing_is_applied_before_the_head_is_complete() -> None:
+    app = Recorder()
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.send(GET_CLOSE[:-2])
+        await seen_by(server, lambda connection: connection.phase is Phase.HEAD)
+        assert not app.scopes
+        assert not server.requests
+        await client.send(GET_CLOSE[-2:])
+        assert undated(await client.rest()) == ok(b"ok", close=True)
+        client.writer.close()
+    assert len(app.scopes) == 1
+
+
 # --- §9 methods ---
+
+
+@requirement(
+    "RFC 9110 §9.1", "MUST", "GET and HEAD are supported, and so is every other method: it is the application's."
+)
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"QUERY"])
+async def test_every_method_is_the_applications(method: bytes) -> None:
+    body = method + b" / 1.1 []"
+    content = b"" if method == b"HEAD" else None
+    if method != b"HEAD":
+        assert await answered(GET_CLOSE.replace(b"GET", method)) == ok(body, close=True, content=content)
+    app = with_headers((b"content-length", b"2"))
+    assert await answered(GET_CLOSE.replace(b"GET", method), app) == ok(b"ok", close=True, content=content)
 
 
 @requirement(
@@ -170,6 +208,10 @@ async def test_head_without_a_length_has_none() -> None:
 async def test_a_failed_head_has_no_content() -> None:
     answer = await answered(GET.replace(b"GET", b"HEAD"), with_headers(status=0))
     assert answer == refused(500, body=False)
+    assert await answered(b"HEAD / HTTP/1.1\r\n\r\n") == refused(400, body=False)
+    assert await answered(b"HEAD / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n", max_body=8) == refused(
+        413, body=False
+    )
 
 
 @requirement("RFC 9110 §9.3.8", "chosen", "TRACE reaches the application: the server reflects nothing by itself.")
@@ -191,16 +233,24 @@ async def test_an_upgrade_is_ignored(protocol: bytes) -> None:
     assert await answered(upgrade + GET_CLOSE) == ok(b"GET / 1.1 []") + ok(b"GET / 1.1 []", close=True)
 
 
+@requirement("RFC 9110 §7.8", "MUST", "Upgrade in HTTP/1.0 is ignored.")
+async def test_an_upgrade_in_http_1_0_is_ignored() -> None:
+    data = b"GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: HTTP/1.1, websocket\r\n\r\n"
+    assert await answered(data) == ok(b"GET / 1.0 []", close=True)
+
+
 @requirement("RFC 9110 §7.8", "chosen", "The preface of HTTP/2 is answered with 505 in HTTP/1.1.")
 async def test_the_preface_of_http_2_is_refused() -> None:
-    assert await answered(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") == refused(505)
+    assert await answered(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") == refused(505, more=": use HTTP/1.1 or HTTP/1.0")
 
 
 # --- §15 statuses ---
 
 
 @requirement(
-    "RFC 9110 §15", "MUST", "Every final status is sent as the application says, with its phrase if one is registered."
+    "RFC 9112 §4",
+    "MUST",
+    "Every final status is sent as the application says, with its phrase if one is registered, else with the space before it.",
 )
 @pytest.mark.parametrize("status", [200, 201, 206, 301, 308, 400, 404, 418, 451, 500, 503, 299, 799, 999])
 async def test_every_final_status_is_sent(status: int) -> None:
@@ -213,6 +263,25 @@ async def test_every_final_status_is_sent(status: int) -> None:
 async def test_a_304_keeps_its_length() -> None:
     expected = ok(b"x" * 7, close=True, status=b"304 Not Modified", content=b"")
     assert await answered(GET_CLOSE, with_headers((b"content-length", b"7"), status=304)) == expected
+
+
+@requirement("RFC 9110 §15.5", "SHOULD", "The server's own refusal says in words what was wrong.")
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", b"Bad Request"),
+        (b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"x" * 9000), HTTPStatus(414).phrase.encode()),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nA: %b\r\n\r\n" % (b"x" * 40000), HTTPStatus(431).phrase.encode()),
+        (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", b"HTTP Version Not Supported: use HTTP/1.1 or HTTP/1.0"),
+    ],
+    ids=["400", "414", "431", "505"],
+)
+async def test_a_refusal_has_a_text(data: bytes, text: bytes) -> None:
+    async with connected(mirror) as client:
+        await client.send(data)
+        head, _, body = (await client.rest()).partition(b"\r\n\r\n")
+    assert b"content-type: text/plain; charset=utf-8" in head.split(b"\r\n")
+    assert body == text + b"\n"
 
 
 @requirement("RFC 9110 §15.5.6", "MUST", "The server's 405 has an Allow field.")
@@ -245,7 +314,7 @@ async def test_the_fields_of_a_response_keep_their_order() -> None:
 
 
 @requirement(
-    "RFC 9110 §5.5",
+    "RFC 9110 §2.2",
     "MUST",
     "No field of the application can end its line or hold a control byte: 500 instead of a split response.",
 )

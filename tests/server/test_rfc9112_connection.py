@@ -4,8 +4,13 @@ How long a connection lasts, in which order its requests are answered, and how i
 """
 
 import asyncio
+import os
+import socket
+import ssl
+from pathlib import Path
 
 import pytest
+import trustme
 
 from minibg.asgi import Receive, Scope, Send
 from tests.server.requirements import answered, mirror, ok, refused, requirement, undated
@@ -43,7 +48,7 @@ async def test_an_unwanted_body_is_read_to_its_end(framing: bytes) -> None:
     assert await answered(posts + GET_CLOSE, deaf) == ok(b"POST") * 2 + ok(b"GET", close=True)
 
 
-@requirement("RFC 9112 §9.3", "SHOULD", "A connection of HTTP/1.0 ends after the response.")
+@requirement("RFC 9112 §9.3", "MUST", "A connection of HTTP/1.0 ends after the response.")
 async def test_a_connection_of_http_1_0_ends() -> None:
     assert await answered(b"GET / HTTP/1.0\r\n\r\n" + GET) == ok(b"GET / 1.0 []", close=True)
 
@@ -110,9 +115,15 @@ async def test_a_refusal_keeps_its_place_in_the_pipeline(second: bytes) -> None:
     "After a response to a request with close the connection ends, and the response says close (SHOULD).",
 )
 @pytest.mark.parametrize(
-    "value", [b"close", b"Close", b"keep-alive, close", b"close,x", b" , close ,", b"x\r\nConnection: close"], ids=repr
+    "value", [b"close", b"Close", b"keep-alive, close", b"close,x", b"x\r\nConnection: close"], ids=repr
 )
 async def test_close_ends_the_connection(value: bytes) -> None:
+    assert await answered(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: " + value + b"\r\n\r\n") == CLOSED
+
+
+@requirement("RFC 9110 §5.6.1.2", "MUST", "Empty elements in the list of connection options are ignored.")
+@pytest.mark.parametrize("value", [b", close", b"close,", b" , close ,", b",,\t,close, ,"], ids=repr)
+async def test_empty_options_are_ignored(value: bytes) -> None:
     assert await answered(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: " + value + b"\r\n\r\n") == CLOSED
 
 
@@ -123,8 +134,8 @@ async def test_nothing_after_close_is_processed() -> None:
     assert len(app.scopes) == 2  # one for each way to cut
 
 
-@requirement("RFC 9112 §9.6", "MUST", "An option that only looks like close does not end the connection.")
-@pytest.mark.parametrize("value", [b"keep-alive", b"closed", b"x-close", b"close;x", b""], ids=repr)
+@requirement("RFC 9112 §9.3", "SHOULD", "An option that only looks like close does not end the connection.")
+@pytest.mark.parametrize("value", [b"keep-alive", b"closed", b"x-close", b"close;x", b"clo se", b""], ids=repr)
 async def test_other_options_do_not_close(value: bytes) -> None:
     data = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: " + value + b"\r\n\r\n"
     assert await answered(data + GET_CLOSE) == KEPT + CLOSED
@@ -133,10 +144,11 @@ async def test_other_options_do_not_close(value: bytes) -> None:
 @requirement(
     "RFC 9112 §9.6", "MUST", "The application's close is sent, and then the connection ends; nothing more is answered."
 )
-async def test_the_application_may_close() -> None:
+@pytest.mark.parametrize("values", [[b"close"], [b"x, Close"], [b"close", b"keep-alive"]], ids=repr)
+async def test_the_application_may_close(values: list[bytes]) -> None:
     @without_lifespan
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(send, b"bye", headers=[(b"Connection", b"close")])
+        await respond(send, b"bye", headers=[(b"Connection", value) for value in values])
 
     assert await answered(GET + GET, app) == ok(b"bye", close=True)
 
@@ -149,14 +161,14 @@ async def test_the_application_may_close() -> None:
 async def test_the_connection_is_the_servers() -> None:
     @without_lifespan
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await respond(send, b"ok", headers=[(b"connection", b"keep-alive, upgrade"), (b"keep-alive", b"timeout=9")])
+        await respond(send, b"ok", headers=[(b"connection", b"keep-alive, un-close"), (b"keep-alive", b"timeout=9")])
 
     assert await answered(GET + GET_CLOSE, app) == ok(b"ok") + ok(b"ok", close=True)
 
 
 @requirement(
     "RFC 9112 §9.6",
-    "SHOULD",
+    "chosen",
     "The connection closes in stages: a response arrives whole though the client goes on sending, and its end is orderly.",
 )
 @pytest.mark.parametrize("first", [GET_CLOSE, b"BROKEN\r\n\r\n"], ids=["close", "refused"])
@@ -169,7 +181,7 @@ async def test_a_response_survives_what_was_not_read(first: bytes) -> None:
 
 @requirement(
     "RFC 9112 §9.6",
-    "SHOULD",
+    "chosen",
     "A client that closes its sending half gets the responses to all it has asked; then the connection ends.",
 )
 async def test_a_half_closed_client_is_answered() -> None:
@@ -180,7 +192,7 @@ async def test_a_half_closed_client_is_answered() -> None:
 
 
 @requirement(
-    "RFC 9112 §9.5", "MAY", "An idle connection is ended by an orderly close, and not in the middle of a response."
+    "RFC 9112 §9.5", "SHOULD", "An idle connection is ended by an orderly close, and not in the middle of a response."
 )
 async def test_an_idle_connection_is_closed() -> None:
     async with connected(mirror, keep_alive=0.1) as client:
@@ -255,3 +267,70 @@ async def test_smuggled_requests_are_not_seen(fields: bytes) -> None:
     app = Recorder()
     assert await answered(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n\r\n0\r\n\r\n" + GET, app) == refused(400)
     assert app.scopes == []
+
+
+# --- §9.7, §9.8 TLS ---
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[dict[str, str], ssl.SSLContext]:
+    """The server's settings, and the client's context, in which the end of the connection without an alert is an error."""
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "all.pem")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    return {"ssl_certfile": os.fspath(tmp_path / "all.pem")}, context
+
+
+def over_tls(context: ssl.SSLContext, port: int, data: bytes) -> bytes:
+    """What comes back up to the closure alert. Raises ssl.SSLEOFError if there is none."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        with context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False) as client:
+            client.sendall(data)
+            answer = b""
+            while piece := client.recv(65536):
+                answer += piece
+    return undated(answer)
+
+
+@requirement("RFC 9112 §9.7", "MUST", "Over TLS the connection persists, and requests are answered as on a plain one.")
+async def test_a_tls_connection_persists(tls: tuple[dict[str, str], ssl.SSLContext]) -> None:
+    settings, context = tls
+    async with serving(mirror, **settings) as server:
+        assert await asyncio.to_thread(over_tls, context, server.port, GET + GET + GET_CLOSE) == KEPT + KEPT + CLOSED
+
+
+@requirement(
+    "RFC 9112 §9.8",
+    "MUST",
+    "The server sends a closure alert before it closes: after a response, a refusal, in idleness.",
+)
+@pytest.mark.parametrize(
+    ("data", "answer"), [(GET_CLOSE, CLOSED), (b"nonsense\r\n\r\n", refused(400)), (GET, KEPT), (b"", b"")]
+)
+async def test_a_closure_alert_ends_a_tls_connection(
+    data: bytes, answer: bytes, tls: tuple[dict[str, str], ssl.SSLContext]
+) -> None:
+    settings, context = tls
+    async with serving(mirror, **settings, keep_alive=0.1, header_timeout=0.4) as server:
+        assert await asyncio.to_thread(over_tls, context, server.port, data) == answer
+
+
+@requirement("RFC 9112 §9.8", "SHOULD", "A TLS client that leaves without a closure alert does no harm.")
+async def test_an_incomplete_close_does_no_harm(
+    tls: tuple[dict[str, str], ssl.SSLContext], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, context = tls
+
+    def leave(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+            client = context.wrap_socket(plain, server_hostname="localhost")
+            client.sendall(GET)
+            client.recv(1)
+            os.close(client.detach())
+
+    async with serving(mirror, **settings) as server:
+        await asyncio.to_thread(leave, server.port)
+        assert await asyncio.to_thread(over_tls, context, server.port, GET_CLOSE) == CLOSED
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []

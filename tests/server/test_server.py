@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import os
+import re
 import socket
 import ssl
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -238,10 +240,71 @@ async def test_a_cancelled_stop_goes_on() -> None:
 # --- where it listens ---
 
 
-async def test_an_address_in_use_is_an_error() -> None:
+async def test_an_address_in_use_is_an_error_that_names_it() -> None:
     async with serving(echo) as server:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=f"ddress already in use: '127.0.0.1 port {server.port}'"):
             await Server(echo, port=server.port).start()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"host": "nowhere.invalid", "port": 80}, ": 'nowhere.invalid port 80'"),
+        ({"host": "192.0.2.1", "port": 0}, ": '192.0.2.1 port 0'"),
+        ({"uds": "missing/socket"}, "No such file or directory: 'missing/socket'"),
+        ({"uds": "x" * 200}, "path too long: 'xxx"),
+        ({"fd": 999_999}, "Bad file descriptor: 'fd 999999'"),
+        ({"port": 0, "ssl_certfile": "missing.pem"}, "No such file or directory: 'missing.pem'"),
+        ({"port": 0, "ssl_certfile": __file__, "ssl_keyfile": "k"}, f": '{__file__}, k'"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+async def test_what_cannot_be_listened_on_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(OSError, match=re.escape(message)):
+        await Server(echo, **settings).start()
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 70000])
+async def test_what_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(ValueError, match=f"{port} is not a port"):
+        await Server(echo, port=port).start()
+
+
+async def test_who_is_a_moment_quicker_to_listen_gets_the_address_and_the_application_is_shut_down() -> None:
+    """Linux lets two sockets be bound to an address, and one of them listen on it."""
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(2):
+            seen.append((await receive())["type"])
+            quicker.listen()
+            await send({"type": f"{seen[-1]}.complete"})
+
+    with socket.socket() as quicker:
+        quicker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        quicker.bind(("127.0.0.1", 0))
+        server = Server(app, port=quicker.getsockname()[1])
+        with pytest.raises(OSError, match=f"ddress already in use: '127.0.0.1 port {server.port}'"):
+            await server.start()
+        await server.stop()
+    assert seen == ["lifespan.startup", "lifespan.shutdown"]
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_server_that_did_not_start_is_stopped_and_leaves_the_others_socket(
+    started: bool, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "s")
+    async with serving(echo, uds=path):
+        other = Server(echo, uds=path)
+        if started:
+            with pytest.raises(OSError, match="in use"):
+                await other.start()
+        async with asyncio.timeout(5):
+            await other.stop()
+        reader, writer = await asyncio.open_unix_connection(path)
+        assert (await Client(reader, writer).ask(GET))[0] == 200
+        writer.close()
 
 
 async def test_every_address_of_a_name_gets_the_same_port() -> None:
