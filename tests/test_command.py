@@ -11,15 +11,24 @@ import re
 import runpy
 import signal
 import socket
+import ssl
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 import minibg
 from minibg.__main__ import main, parser
@@ -29,6 +38,7 @@ from tests.needs import need
 ROOT = Path(__file__).parent.parent
 APPLICATION = """
 import asyncio
+import json
 import sys
 import threading
 from contextlib import asynccontextmanager
@@ -81,6 +91,27 @@ async def fails(scope, receive, send):
     if scope["type"] == "lifespan":
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+@asynccontextmanager
+async def broken(_):
+    raise RuntimeError("no database")
+    yield
+
+app_that_raises = App(lifespan=broken)
+
+async def plain(scope, receive, send):
+    # It reads the body and answers with what it was told of itself; /large is 50 MB, and /never is never answered.
+    if scope["type"] == "lifespan":
+        return
+    if scope["path"].endswith("/never"):
+        print("request started", flush=True)
+        await asyncio.Event().wait()
+    while (await receive()).get("more_body"):
+        pass
+    body = json.dumps([scope["scheme"], scope["client"] and scope["client"][0], scope["root_path"], scope["path"]])
+    body = bytes(50_000_000) if scope["path"] == "/large" else body.encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
 """
 
 
@@ -100,8 +131,11 @@ class Command:
                 return line
         raise AssertionError(f"{text!r} was not printed: {self.lines}")
 
+    def port(self) -> int:
+        return int(self.until("listening on 127.0.0.1 port").rsplit(maxsplit=1)[-1])
+
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.until('listening on 127.0.0.1 port').rsplit(maxsplit=1)[-1]}"
+        return f"http://127.0.0.1:{self.port()}"
 
     def get(self, url: str) -> Any:
         with httpx.Client(trust_env=False) as client:
@@ -125,15 +159,18 @@ class Command:
 
 
 @contextmanager
-def command(folder: Path, *arguments: str, **environment: str) -> Iterator[Command]:
+def command(
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+) -> Iterator[Command]:
     process = subprocess.Popen(
         [sys.executable, "-m", "minibg", *arguments, "--app-dir", str(folder)],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        pass_fds=pass_fds,
     )
     with process:
         try:
@@ -281,14 +318,24 @@ def test_a_port_that_is_taken_ends_with_1_and_one_line(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with command(folder, "served:app", "--port", str(taken.getsockname()[1])) as minibg:
             assert minibg.ended() == 1
-    assert len(minibg.lines) == 1
-    assert "ddress already in use" in minibg.lines[0]
+        port = taken.getsockname()[1]
+    [line] = minibg.lines
+    assert line.endswith(f"ddress already in use: '127.0.0.1 port {port}'")
 
 
 def test_a_startup_that_fails_ends_with_3_and_the_message_of_the_application(folder: Path) -> None:
     with command(folder, "served:fails", "--port", "0", "--log-level", "warning") as minibg:
         assert minibg.ended() == 3
     assert messages(minibg.lines) == ["ERROR minibg: the application failed to start: no database"]
+
+
+def test_a_startup_that_raises_ends_with_3_and_is_told_once(folder: Path) -> None:
+    """The message is a traceback then, as it is with Starlette: one record of several lines."""
+    with command(folder, "served:app_that_raises", "--port", "0") as minibg:
+        assert minibg.ended() == 3
+    [line] = [line for line in minibg.lines if "ERROR" in line]
+    assert line.endswith("minibg: the application failed to start: Traceback (most recent call last):")
+    assert minibg.lines.count("RuntimeError: no database") == 1
 
 
 # --- signals ---
@@ -349,13 +396,197 @@ def test_a_third_signal_ends_it_at_once(folder: Path, loop: str, third: signal.S
         assert minibg.ended() == -third
 
 
+# --- limits and deadlines, at the wire ---
+
+
+def talk(port: int, data: bytes) -> bytes:
+    """What comes back up to the end of the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(data)
+        return rest(client)
+
+
+def rest(client: socket.socket) -> bytes:
+    answer = b""
+    while piece := client.recv(65536):
+        answer += piece
+    return answer
+
+
+HOST = b"Host: a\r\n"
+GET, POST = b"GET / HTTP/1.1\r\n" + HOST, b"POST / HTTP/1.1\r\n" + HOST
+#: An option, what a client sends, and the status that it gets; without the option it would get 200, or wait.
+ANSWERS = {
+    "--max-target 20": (b"GET /%b HTTP/1.1\r\n" % (b"x" * 20) + HOST + b"\r\n", 414),
+    "--max-header-bytes 50": (GET + b"X: %b\r\n\r\n" % (b"x" * 50), 431),
+    "--max-headers 2": (GET + b"A: b\r\nC: d\r\n\r\n", 431),
+    "--max-body 4": (POST + b"Content-Length: 5\r\n\r\nhello", 413),
+    "--header-timeout 0.2": (b"GET / HTTP/1.1\r\n", 408),
+    "--body-timeout 0.2": (POST + b"Content-Length: 5\r\n\r\nhell", 408),
+    "--keep-alive 0.2": (GET + b"\r\n", 200),
+}
+
+
+@pytest.mark.parametrize("option", ANSWERS)
+def test_a_limit_given_to_the_command_is_kept(folder: Path, option: str) -> None:
+    data, status = ANSWERS[option]
+    with command(folder, "served:plain", "--port", "0", *option.split()) as minibg:
+        port = minibg.port()
+        assert talk(port, data)[9:12] == b"%d" % status
+        minibg.until(f'" {status} ')
+        if status != 200:
+            assert talk(port, GET + b"Connection: close\r\n\r\n")[9:12] == b"200"
+
+
+def test_limits_given_by_the_environment_are_kept(folder: Path) -> None:
+    limits = {option: case for option, case in ANSWERS.items() if option.startswith("--max")}
+    names = {f"MINIBG_{option.split()[0][2:].replace('-', '_').upper()}": option.split()[1] for option in limits}
+    with command(folder, "served:plain", environment={"MINIBG_PORT": "0", **names}) as minibg:
+        port = minibg.port()
+        assert [int(talk(port, data)[9:12]) for data, _ in limits.values()] == [414, 431, 431, 413]
+
+
+def test_a_client_that_does_not_read_is_cut_after_the_write_timeout(folder: Path) -> None:
+    with command(folder, "served:plain", "--port", "0", "--write-timeout", "0.2") as minibg:
+        with socket.create_connection(("127.0.0.1", minibg.port()), timeout=20) as client:
+            client.sendall(b"GET /large HTTP/1.1\r\n" + HOST + b"\r\n")
+            minibg.until('"GET /large HTTP/1.1" 200')
+            with pytest.raises(ConnectionResetError):
+                rest(client)
+
+
+def test_one_connection_more_than_max_connections_is_answered_with_503(folder: Path) -> None:
+    with command(folder, "served:plain", "--port", "0", "--max-connections", "1") as minibg:
+        port = minibg.port()
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as first:
+            first.sendall(GET + b"\r\n")
+            assert first.recv(65536)[9:12] == b"200"
+            assert talk(port, b"")[9:12] == b"503"
+
+
+def test_a_stop_waits_graceful_timeout_for_a_request(folder: Path) -> None:
+    with command(folder, "served:plain", "--port", "0", "--graceful-timeout", "0.2") as minibg:
+        with socket.create_connection(("127.0.0.1", minibg.port()), timeout=20) as client:
+            client.sendall(b"GET /never HTTP/1.1\r\n" + HOST + b"\r\n")
+            minibg.until("request started")
+            minibg.signal()
+            assert minibg.ended() == 0
+    assert [line.partition("stop 2/3: ")[2] for line in minibg.lines if "stop 2/3" in line] == [
+        "up to 0.2 s for 1 requests",
+        "given up; 1 requests are cancelled",
+    ]
+
+
+def test_a_stop_waits_drain_timeout_for_a_task(folder: Path) -> None:
+    with command(folder, "served:app", "--port", "0", "--drain-timeout", "0.2") as minibg:
+        minibg.get(f"{minibg.url()}/stuck")
+        minibg.until("task started")
+        minibg.signal()
+        assert minibg.ended() == 0
+    assert [line for line in minibg.lines if "waiting up to 0.2 s for 1 task:" in line]
+    assert messages(minibg.lines)[-2:] == [
+        "WARNING minibg.background: drained in _ s: 0 finished, 1 did not",
+        "INFO minibg.server: stopped",
+    ]
+
+
+# --- where it listens ---
+
+
+def asked(**transport: Any) -> Any:
+    with httpx.Client(transport=httpx.HTTPTransport(**transport)) as client:
+        return client.get("http://localhost/path").json()
+
+
+def test_it_listens_on_a_unix_socket_with_its_permissions(folder: Path) -> None:
+    path = folder / "socket"
+    with command(folder, "served:plain", "--uds", str(path), "--uds-permissions", "660") as minibg:
+        minibg.until(f"listening on {path}")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert asked(uds=str(path)) == ["http", None, "", "/path"]
+        minibg.signal()
+        assert minibg.ended() == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_it_listens_on_a_socket_that_it_inherits(folder: Path, by: str) -> None:
+    """As systemd's socket activation hands it over: bound, and listened on already."""
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        number = str(opened.fileno())
+        arguments = ["--fd", number] if by == "option" else []
+        environment = {} if by == "option" else {"MINIBG_FD": number}
+        with command(folder, "served:plain", *arguments, environment=environment, pass_fds=[opened.fileno()]) as minibg:
+            assert minibg.port() == opened.getsockname()[1]
+            assert minibg.get(f"http://127.0.0.1:{opened.getsockname()[1]}/") == ["http", "127.0.0.1", "", "/"]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[list[str], ssl.SSLContext]:
+    """The options for a certificate whose key is kept apart and locked with "secret", and a client that trusts it."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "chain.pem")
+    key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (tmp_path / "key.pem").write_bytes(locked)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return ["--ssl-certfile", f"{tmp_path}/chain.pem", "--ssl-keyfile", f"{tmp_path}/key.pem"], context
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_it_speaks_tls_with_a_locked_key(folder: Path, certificate: tuple[list[str], ssl.SSLContext], by: str) -> None:
+    options, context = certificate
+    password = {"MINIBG_SSL_KEYFILE_PASSWORD": "secret"} if by == "environment" else {}
+    options += ["--ssl-keyfile-password", "secret"] if by == "option" else []
+    with command(folder, "served:plain", "--port", "0", *options, environment=password) as minibg:
+        port = minibg.port()
+        with httpx.Client(verify=context, trust_env=False) as client:
+            assert client.get(f"https://127.0.0.1:{port}/").json() == ["https", "127.0.0.1", "", "/"]
+        old = ssl._create_unverified_context()
+        with pytest.warns(DeprecationWarning):
+            old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+            with pytest.raises((ssl.SSLError, ConnectionResetError)):
+                old.wrap_socket(plain)
+
+
+def test_a_wrong_password_ends_with_1_and_a_line_that_names_the_files(
+    folder: Path, certificate: tuple[list[str], ssl.SSLContext]
+) -> None:
+    options, _ = certificate
+    with command(folder, "served:plain", "--port", "0", *options, "--ssl-keyfile-password", "wrong") as minibg:
+        assert minibg.ended() == 1
+    [line] = minibg.lines
+    assert line.endswith(f": '{options[1]}, {options[3]}'")
+
+
 # --- what it serves ---
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], ["http", "127.0.0.1", "", "/"]),
+        (["--root-path", "/api"], ["http", "127.0.0.1", "/api", "/api/"]),
+        (["--forwarded-allow-ips", "10.0.0.0/8, 127.0.0.1"], ["https", "192.0.2.9", "", "/"]),
+        (["--forwarded-allow-ips", "10.0.0.0/8"], ["http", "127.0.0.1", "", "/"]),
+    ],
+    ids=" ".join,
+)
+def test_the_application_is_told_who_asks_and_where_it_is(folder: Path, options: list[str], told: list[Any]) -> None:
+    headers = {"X-Forwarded-For": "192.0.2.9, 10.1.1.1", "X-Forwarded-Proto": "https"}
+    with command(folder, "served:plain", "--port", "0", *options) as minibg:
+        with httpx.Client(trust_env=False, headers=headers) as client:
+            assert client.get(minibg.url()).json() == told
+        minibg.until(f"{told[1]}:")
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_options_come_from_the_command_line_and_from_the_environment(folder: Path, loop: str) -> None:
     options = ["served:factory", "--factory", "--port", "0", "--workers", "2", "--loop", loop]
-    with command(folder, *options, MINIBG_QUEUE_LIMIT="7") as minibg:
+    with command(folder, *options, environment={"MINIBG_QUEUE_LIMIT": "7"}) as minibg:
         answer = minibg.get(minibg.url())
         assert answer["limit"] == 7
         assert answer["loop"].startswith(loop)
