@@ -175,7 +175,7 @@ async def another_task_runs(server: TaskServer, app: Large) -> None:
     assert await finished(app.results["/small"]) is TaskStatus.SUCCESSFUL
 
 
-async def test_a_task_waits_until_the_kernel_has_the_last_byte_of_a_slow_readers_50_megabytes() -> None:
+async def test_when_the_kernel_had_taken_the_last_byte_the_hold_is_released() -> None:
     app = Large()
     async with serving(app, access_log=False) as server, slow_reader(server) as client:
         app.server = server
@@ -194,7 +194,7 @@ async def test_a_task_waits_until_the_kernel_has_the_last_byte_of_a_slow_readers
         assert app.unsent == [0]
 
 
-async def test_the_task_of_a_response_that_its_client_left_halfway_runs() -> None:
+async def test_the_client_went_away_the_handler_had_answered_and_its_tasks_run() -> None:
     app = Large()
     async with serving(app) as server, slow_reader(server) as client:
         app.server = server
@@ -205,7 +205,7 @@ async def test_the_task_of_a_response_that_its_client_left_halfway_runs() -> Non
         assert await finished(app.results["/large"]) is TaskStatus.SUCCESSFUL
 
 
-async def test_generator_dependencies_are_closed_before_the_first_task_starts() -> None:
+async def test_the_generator_dependencies_are_closed_and_only_then_the_first_task_starts() -> None:
     story: list[str] = []
     app = App()
 
@@ -233,9 +233,7 @@ async def test_generator_dependencies_are_closed_before_the_first_task_starts() 
 # --- nobody stands in anybody's way ---
 
 
-async def test_a_task_that_raises_harms_no_sibling_and_no_connection_and_is_named_in_one_record(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_one_tasks_failure_is_one_tasks(caplog: pytest.LogCaptureFixture) -> None:
     ran: list[str] = []
     results: list[TaskResult[Any]] = []
     app = App()
@@ -302,7 +300,7 @@ async def test_an_exception_after_a_response_does_not_cut_the_next_one(caplog: p
     assert errors == ["GET '/fails': the application failed while its response was sent"]
 
 
-async def test_forty_blocked_sync_tasks_do_not_delay_a_sync_handler() -> None:
+async def test_no_number_of_blocked_tasks_delays_a_handler() -> None:
     finish = threading.Event()
     results: list[TaskResult[Any]] = []
     app = App()
@@ -329,7 +327,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 
 
 @pytest.mark.parametrize("path", ["/async", "/sync"])
-async def test_a_request_id_that_middleware_sets_is_seen_by_the_requests_tasks_and_by_nobody_else(path: str) -> None:
+async def test_a_request_id_that_middleware_set_is_seen_by_the_task_and_by_nobody_else(path: str) -> None:
     seen: list[str] = []
     app = App()
 
@@ -398,7 +396,7 @@ def adds(number: int) -> App:
     return app
 
 
-async def test_a_third_task_with_a_queue_limit_of_two_is_a_503_with_retry_after_and_none_of_the_three_runs() -> None:
+async def test_unless_it_is_caught_one_responses_tasks_are_all_accepted_or_none() -> None:
     async with connected(adds(3), queue_limit=2) as (client, server):
         status, headers, body = await client.ask(GET)
         assert (status, headers["retry-after"]) == (503, "1")
@@ -678,7 +676,9 @@ async def under_minibg(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: ending.name)
 @pytest.mark.parametrize("framework", [of_minibg, of_starlette, of_fastapi])
 @pytest.mark.parametrize("server", [under_minibg, under_uvicorn, under_hypercorn])
-async def test_the_run_condition(server: Any, framework: Any, ending: Ending) -> None:
+async def test_if_the_application_raises_the_hold_is_dropped_but_for_tasks_that_run_always(
+    server: Any, framework: Any, ending: Ending
+) -> None:
     """One request, one task that runs if the handler has not failed, and one that runs always."""
     scene = Scene(ending)
     app = AfterResponse(scene.around(framework(scene)))

@@ -56,17 +56,21 @@ THREAD = "minibg-task-1"
         (Callables(), MAIN),
         (where_plain, THREAD),
         (functools.partial(where_plain), THREAD),
-        (lambda: where(), MAIN),
-        (lambda: HasAnAwaitable(), MAIN),
-        (HasAnAwaitable, MAIN),
     ],
 )
-async def test_coroutines_and_awaitables_run_on_the_loop_and_everything_else_in_a_thread(
+async def test_a_coroutine_function_is_called_on_the_loop_everything_else_in_a_thread(
     function: Callable[[], Awaitable[str] | str], thread: str
 ) -> None:
     async with Pool() as pool:
         result: Any = await pool.enqueue(function).wait()
     assert (result.status, result.return_value) == (TaskStatus.SUCCESSFUL, thread)
+
+
+@pytest.mark.parametrize("function", [lambda: where(), lambda: HasAnAwaitable(), HasAnAwaitable])
+async def test_an_awaitable_is_awaited_on_the_loop_afterwards(function: Callable[[], Awaitable[str]]) -> None:
+    async with Pool() as pool:
+        result: Any = await pool.enqueue(function).wait()
+    assert (result.status, result.return_value) == (TaskStatus.SUCCESSFUL, MAIN)
 
 
 def a_run(*, retry: Retry | None = None, attempts: int = 1, cut: Cut | None = None) -> Run:
@@ -132,7 +136,7 @@ async def test_who_awaits_an_attempt_can_be_cancelled_in_the_moment_it_ends() ->
 # Context.
 
 
-async def test_the_contextvars_of_add_task_are_those_of_the_task_and_of_nobody_else() -> None:
+async def test_the_contextvars_of_the_moment_of_add_task_are_those_of_the_task() -> None:
     async def see() -> str:
         return request_id.get()
 
@@ -148,7 +152,7 @@ async def test_the_contextvars_of_add_task_are_those_of_the_task_and_of_nobody_e
     assert [result.return_value for result in results] == ["first"] * 3 + ["second"] * 3 + ["nobody's"]
 
 
-async def test_retried_and_delayed_tasks_see_the_same_and_not_what_an_attempt_has_set() -> None:
+async def test_what_a_first_attempt_sets_a_second_does_not_see() -> None:
     clock, seen = FakeClock(), []
 
     async def sees_and_fails() -> None:
@@ -174,7 +178,7 @@ async def test_retried_and_delayed_tasks_see_the_same_and_not_what_an_attempt_ha
     assert seen == ["of the request"] * 4
 
 
-async def test_a_task_does_not_see_the_context_its_worker_was_started_in() -> None:
+async def test_workers_run_in_an_empty_context() -> None:
     request_id.set("of whoever started the pool")
     async with Pool(workers=1) as pool:
         result = await contextvars.Context().run(pool.enqueue, request_id.get).wait()
@@ -240,7 +244,7 @@ async def cancels_itself() -> None:
         (lambda x: x, "TypeError"),
     ],
 )
-async def test_a_failing_task_never_stops_a_sibling_or_its_worker(
+async def test_a_failing_run_never_stops_its_siblings_or_the_worker(
     function: Callable[[], Any], type_: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Pool(workers=1) as pool:

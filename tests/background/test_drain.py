@@ -64,7 +64,7 @@ async def test_a_pool_that_was_opened_and_never_started_stops_at_once_and_its_ta
     assert (result.status, pool.statistics().places_taken) == (TaskStatus.LOST, 0)
 
 
-async def test_a_stop_waits_for_what_runs_stands_in_line_and_is_due_in_time() -> None:
+async def test_what_is_there_is_worked_off_up_to_drain_timeout() -> None:
     clock, go = FakeClock(), asyncio.Event()
     async with started(Pool(workers=1, clock=clock)) as pool:
         results: list[TaskResult[Any]] = [pool.enqueue(named("a", go.wait)), pool.enqueue(named("b", nothing))]
@@ -95,7 +95,7 @@ async def test_a_stop_waits_for_a_response_that_is_in_flight() -> None:
         assert result.status is TaskStatus.SUCCESSFUL
 
 
-async def test_at_the_deadline_coroutines_are_cancelled_and_awaited(caplog: pytest.LogCaptureFixture) -> None:
+async def test_coroutines_that_still_run_are_cancelled_and_awaited(caplog: pytest.LogCaptureFixture) -> None:
     clock, cleaned, begun = FakeClock(), [], asyncio.Event()
 
     async def slow() -> None:
@@ -199,7 +199,7 @@ async def test_a_coroutine_that_swallows_every_cancellation_does_not_hold_the_st
     assert (result.status, pool.statistics().overrunning_threads) == (TaskStatus.LOST, 0)
 
 
-async def test_hurry_goes_on_to_the_next_phase() -> None:
+async def test_phases_each_of_which_can_be_cut_short_by_hurry() -> None:
     clock, begun = FakeClock(), asyncio.Event()
 
     async def slow() -> None:
@@ -218,7 +218,7 @@ async def test_hurry_goes_on_to_the_next_phase() -> None:
     assert (unfinished(report), report.seconds) == ([("slow", "RUNNING", "LOST", 0.0, False)], 0.0)
 
 
-async def test_a_task_due_past_the_deadline_is_not_waited_for() -> None:
+async def test_nothing_is_waited_for_that_is_due_after_that() -> None:
     clock = FakeClock()
     async with started(Pool(drain_timeout=30, clock=clock)) as pool:
         pool.enqueue(named("late", nothing).using(delay=30.1))
@@ -392,6 +392,29 @@ async def test_the_log_says_what_a_stop_waits_for(caplog: pytest.LogCaptureFixtu
     assert caplog.messages[0] == (
         f"waiting up to 30 s for 2 tasks: 0 held, 1 ready, 1 running, 1 waiting, a {result.id} runs for 2.0 s"
     )
+
+
+async def test_one_line_per_run_that_did_not_finish_and_a_summary(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    async with started(Pool(workers=1, drain_timeout=1, clock=clock)) as pool:
+        await pool.enqueue(named("finished", nothing)).wait()
+        clock.advance(2)
+        held = BackgroundTasks(pool, "GET /a").add_task(named("held", nothing))
+        late = pool.enqueue(named("late", nothing).using(delay=60))
+        clock.advance(3)
+        stop = asyncio.create_task(pool.stop())
+        await turn()
+        clock.advance(1)
+        report = await stop
+    assert (report.finished, report.seconds) == (0, 1.0)
+    assert [str(line) for line in report.unfinished] == [
+        f"held {held.id} of GET /a, 4.0 s old, was HELD: LOST",
+        f"late {late.id}, 4.0 s old, was WAITING: LOST",
+    ]
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        *(f"did not finish: {line}" for line in report.unfinished),
+        "drained in 1.0 s: 0 finished, 2 did not",
+    ]
 
 
 def test_a_line_of_the_report_cannot_be_ended_by_a_client() -> None:

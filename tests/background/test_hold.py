@@ -87,7 +87,7 @@ async def test_after_the_release_a_task_starts_at_once() -> None:
             hold.add_task(nothing)
 
 
-async def test_a_full_queue_is_told_in_the_handler_where_it_can_be_caught() -> None:
+async def test_queue_full_is_raised_in_the_handler_where_it_can_be_caught_and_answered() -> None:
     async with Pool(queue_limit=2) as pool:
         hold = BackgroundTasks(pool)
         hold.add_task(nothing)

@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from minibg.background import BackgroundTasks, CancelOutcome, Pool, PoolStopped, QueueFull, Retry, TaskStatus
+from minibg.background.task import Options
 from tests.background.fake_clock import START, FakeClock
 from tests.background.recording import named, reached, story
 
@@ -124,13 +126,20 @@ async def test_what_adding_raises_is_raised_in_the_thread_that_adds() -> None:
         pool.drain_timeout = 0
 
 
-async def test_arguments_are_those_of_the_function_whatever_their_names() -> None:
+async def test_options_never_share_a_namespace_with_the_functions_arguments() -> None:
     def takes(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return args, kwargs
 
+    words: dict[str, Any] = dict.fromkeys(["func", "function", "name", *(each.name for each in fields(Options))], 3)
     async with Pool() as pool:
-        result = await pool.enqueue(takes, 1, func=2, timeout=3, self=4, delay=5).wait()
-    assert result.return_value == ((1,), {"func": 2, "timeout": 3, "self": 4, "delay": 5})
+        hold = BackgroundTasks(pool)
+        results = [
+            pool.enqueue(takes, 1, **words),
+            hold.add_task(takes, 1, **words),
+            pool.enqueue(named("a", takes, timeout=60, priority="high").using(always=True), 1, **words),
+        ]
+        hold.release()
+    assert [result.return_value for result in results] == [((1,), words)] * 3
 
 
 # Delay.
@@ -199,7 +208,7 @@ async def test_a_key_is_free_after_a_cancellation_and_after_a_refusal() -> None:
 # Cancel.
 
 
-async def test_cancel_in_each_status_has_its_honest_answer() -> None:
+async def test_in_each_status_cancel_has_its_honest_answer() -> None:
     clock, go, thread_go = FakeClock(), asyncio.Event(), threading.Event()
     async with Pool(workers=2, clock=clock) as pool:
         hold = BackgroundTasks(pool)

@@ -96,6 +96,32 @@ def doing(plan: Plan) -> Callable[[], Coroutine[Any, Any, None]]:
     return does
 
 
+def watch(pool: Pool) -> list[int]:
+    """Count the pool after every single transition. Gives the sums that differed from the number of runs added."""
+    journal: Any = pool._journal
+    note, add, added, wrong = journal.note, journal.add, list[Run](), list[int]()
+
+    def look() -> None:
+        now = pool.statistics()
+        finished = sum(number for status, number in now.by_status.items() if status.is_final)
+        if now.held + now.ready + now.waiting + now.running + finished != len(added):
+            wrong.append(len(added))
+        if now.held + now.ready + now.waiting > now.queue_limit:
+            wrong.append(now.queue_limit)
+
+    def watched_add(run: Run) -> None:
+        added.append(run)
+        add(run)
+        look()
+
+    def watched_note(*args: Any, **kwargs: Any) -> None:
+        note(*args, **kwargs)
+        look()
+
+    journal.note, journal.add = watched_note, watched_add
+    return wrong
+
+
 async def run_all(
     pool: Pool, clock: FakeClock, schedule: list[tuple[str, list[Plan]]]
 ) -> tuple[Batches, list[Transition], int]:
@@ -193,3 +219,16 @@ def test_for_any_schedule_the_order_holds_each_run_ends_once_and_the_counts_add_
         running += (transition.after is TaskStatus.RUNNING) - (transition.before is TaskStatus.RUNNING)
         most = max(most, running)
     assert most <= workers
+
+
+@settings(max_examples=50, deadline=None)
+@given(responses, st.integers(1, 3), st.integers(1, 12), st.floats(0, 1, exclude_max=True))
+def test_every_run_that_was_added_is_counted_in_exactly_one_status_at_every_moment(
+    schedule: list[tuple[str, list[Plan]]], workers: int, limit: int, chance: float
+) -> None:
+    """held + ready + waiting + running + finished is what was added, and no more wait than there are places."""
+    clock = FakeClock()
+    pool = Pool(workers=workers, queue_limit=limit, clock=clock, random=lambda: chance)
+    wrong = watch(pool)
+    asyncio.run(run_all(pool, clock, schedule))
+    assert wrong == []

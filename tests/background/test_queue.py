@@ -258,7 +258,7 @@ def most_places_needed(transitions: list[Transition]) -> int:
     return most
 
 
-async def test_the_limit_is_never_exceeded_at_any_transition() -> None:
+async def test_the_limit_holds_at_every_moment() -> None:
     clock = FakeClock()
     fails = iter([True, False, True, True, False, True, False, False] * 10)
 
@@ -307,7 +307,7 @@ async def test_a_run_that_starts_its_last_attempt_gives_its_place_back_and_one_t
         assert pool.statistics().places_taken == 0
 
 
-async def test_with_overflow_wait_the_commit_waits_for_the_whole_batch_until_a_place_is_free() -> None:
+async def test_commit_with_overflow_wait_is_where_places_are_waited_for() -> None:
     go = asyncio.Event()
     async with Pool(workers=1, queue_limit=2, overflow="wait") as pool:
         follower = pool.follow()
@@ -327,7 +327,7 @@ async def test_with_overflow_wait_the_commit_waits_for_the_whole_batch_until_a_p
     assert [name for name, status in await story(follower) if status == "SUCCESSFUL"] == ["running", "ready", "a", "b"]
 
 
-async def test_with_overflow_wait_a_commit_is_refused_at_its_deadline_and_nothing_of_it_runs() -> None:
+async def test_wait_the_response_waits_for_places_up_to_overflow_timeout_seconds_and_is_refused_then() -> None:
     clock, go = FakeClock(), asyncio.Event()
     async with Pool(workers=1, queue_limit=1, overflow="wait", overflow_timeout=5, clock=clock) as pool:
         follower = pool.follow()
@@ -355,6 +355,34 @@ async def test_with_overflow_wait_a_batch_that_can_never_fit_is_refused_when_it_
         with pytest.raises(QueueFull, match="no places for 3 tasks"):
             hold.add_task(nothing)
         hold.drop()
+
+
+async def test_a_place_once_reserved_is_never_taken_back_from_its_run() -> None:
+    """Whoever comes later: one that does not wait, one that waits for too long, and one that stops to wait."""
+    clock, go = FakeClock(), asyncio.Event()
+    async with Pool(workers=1, queue_limit=2, overflow="wait", clock=clock) as pool:
+        running = pool.enqueue(go.wait)
+        await reached(pool, running, TaskStatus.RUNNING)
+        first, later = BackgroundTasks(pool), [BackgroundTasks(pool), BackgroundTasks(pool)]
+        owed = [first.add_task(nothing), first.add_task(named("retried", nothing, priority="high"))]
+        await first.commit()
+        for hold in later:
+            hold.add_task(nothing)
+        commits = [asyncio.create_task(hold.commit()) for hold in later]
+        await turn()
+        commits[0].cancel()
+        await turn()
+        clock.advance(5)
+        outcomes = await asyncio.gather(*commits, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError, QueueFull]
+        with pytest.raises(QueueFull):
+            pool.enqueue(nothing)
+        assert (pool.statistics().places_taken, [result.status for result in owed]) == (2, [TaskStatus.HELD] * 2)
+        first.release()
+        go.set()
+        for hold in later:
+            hold.drop()
+    assert [result.status for result in owed] == [TaskStatus.SUCCESSFUL] * 2
 
 
 async def test_with_overflow_wait_enqueue_does_not_wait() -> None:

@@ -14,7 +14,7 @@ def delays(retry: Retry, error: BaseException, random: float = 1.0) -> list[floa
     return [retry.delay(attempt, error, lambda: random) for attempt in range(1, retry.attempts + 1)]
 
 
-def test_attempts_count_the_first() -> None:
+def test_attempts_counts_the_first_one() -> None:
     assert delays(Retry(attempts=1), ValueError()) == [None]
     assert delays(Retry(attempts=3), ValueError()) == [1.0, 2.0, None]
 

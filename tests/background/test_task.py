@@ -110,7 +110,7 @@ def test_what_cannot_be_called_is_refused_with_its_name(thing: Any) -> None:
 
 
 @pytest.mark.parametrize("culprit", [lambda: coroutine("a"), lambda: generator, lambda: async_generator, lambda: None])
-async def test_add_task_and_enqueue_refuse_at_once_what_cannot_be_run(culprit: Any) -> None:
+async def test_what_can_never_run_is_refused_in_the_handler(culprit: Any) -> None:
     from minibg.background import BackgroundTasks
 
     async with Pool() as pool:
@@ -128,7 +128,7 @@ def test_a_decorated_function_is_still_called_as_a_function() -> None:
     assert (shout.__name__, shout.__doc__, shout.__wrapped__) == ("plain", "Send.", plain)  # type: ignore[attr-defined]
 
 
-def test_using_gives_a_copy_with_other_options() -> None:
+def test_options_are_set_on_the_function_or_by_using_which_gives_a_copy() -> None:
     made = task(plain)
     copy = made.using(timeout=3, priority="high").using(delay=60)
     assert (copy.function, copy.name) == (made.function, made.name)

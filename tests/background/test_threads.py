@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from minibg.background import Pool
 from minibg.background.threads import Threads, on_loop
 
 
@@ -29,6 +30,13 @@ async def test_as_many_threads_as_there_are_calls_at_once() -> None:
     together = threading.Barrier(3)
     assert sorted(await asyncio.gather(*(threads.call(together.wait) for _ in range(3)))) == [0, 1, 2]
     threads.close()
+
+
+async def test_at_most_as_many_as_there_are_workers() -> None:
+    async with Pool(workers=2) as pool:
+        results = [pool.enqueue(threading.current_thread) for _ in range(20)]
+    names = {result.return_value.name for result in results if result.return_value is not None}
+    assert names <= {"minibg-task-1", "minibg-task-2"}
 
 
 async def test_what_is_done_together_comes_back_together() -> None:

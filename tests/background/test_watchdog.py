@@ -34,7 +34,7 @@ def heard() -> Iterator[Heard]:
     logger.removeHandler(handler)
 
 
-async def test_a_coroutine_that_blocks_the_loop_is_named_once_with_its_line(heard: Heard) -> None:
+async def test_a_warning_with_its_name_and_the_stack_it_stands_on_once_per_hold(heard: Heard) -> None:
     async def blocks() -> bool:
         said = heard.event.wait(5)  # The line it stands on.
         time.sleep(0.06)  # Two more looks at the same hold.
@@ -73,7 +73,7 @@ async def test_a_blocking_thread_and_a_handler_are_not_named(heard: Heard) -> No
     assert heard.messages == []
 
 
-async def test_it_sleeps_while_nothing_runs_and_ends_with_the_pool() -> None:
+async def test_it_costs_nothing_while_none_does() -> None:
     async with Pool() as pool:
         await pool.enqueue(print, end="").wait()
         [watchdog] = [thread for thread in threading.enumerate() if thread.name == "minibg-watchdog"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minibg.background import BackgroundTasks, CancelOutcome, Pool, Retry, RetryLater, TaskStatus
+from minibg.background import BackgroundTasks, CancelOutcome, Pool, Retry, RetryLater, TaskResult, TaskStatus
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named, reached, story
 
@@ -42,7 +42,7 @@ def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
 # Order.
 
 
-async def test_a_response_s_tasks_run_one_after_another_whatever_fails() -> None:
+async def test_the_runs_of_one_response_run_strictly_one_after_another() -> None:
     async def slow() -> None:
         await asyncio.sleep(0)
 
@@ -61,7 +61,7 @@ async def test_a_response_s_tasks_run_one_after_another_whatever_fails() -> None
     ]
 
 
-async def test_responses_start_in_the_order_of_their_release() -> None:
+async def test_the_line_is_first_in_first_out_by_release() -> None:
     async with Pool(workers=1) as pool:
         follower = pool.follow()
         first, second = BackgroundTasks(pool), BackgroundTasks(pool)
@@ -72,7 +72,7 @@ async def test_responses_start_in_the_order_of_their_release() -> None:
     assert [name for name, status in await story(follower) if status == "RUNNING"] == ["second", "first"]
 
 
-async def test_tasks_of_different_responses_run_at_once_up_to_the_number_of_workers() -> None:
+async def test_at_most_workers_runs_are_in_progress_whatever_the_load() -> None:
     go = asyncio.Event()
     async with Pool(workers=2) as pool:
         first, second, third = (a_response(pool, go.wait)[0] for _ in range(3))
@@ -82,7 +82,7 @@ async def test_tasks_of_different_responses_run_at_once_up_to_the_number_of_work
         go.set()
 
 
-async def test_later_siblings_wait_for_a_retry_while_the_worker_is_free() -> None:
+async def test_a_run_that_is_to_be_tried_again_frees_its_worker_its_later_siblings_wait_for_it() -> None:
     clock = FakeClock()
     async with Pool(workers=1, clock=clock, random=lambda: 0.5) as pool:
         follower = pool.follow()
@@ -141,7 +141,9 @@ async def test_a_burst_of_tiny_tasks_does_not_hold_the_loop() -> None:
 # Retry.
 
 
-async def test_each_attempt_and_its_error_is_in_the_result_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_errors_of_the_attempts_stay_in_the_task_result_the_log_has_their_tracebacks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = FakeClock()
     async with Pool(clock=clock, random=lambda: 0.5) as pool:
         [result] = a_response(pool, named("a", failing(3), retry=Retry(attempts=3)), origin="POST /register")
@@ -163,6 +165,9 @@ async def test_each_attempt_and_its_error_is_in_the_result_and_in_the_log(caplog
         f"{who} failed at attempt 2, the next is in 1.0 s",
     ]
     assert messages(caplog, logging.ERROR) == [f"{who} failed at attempt 3"]
+    raised = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert [repr(error) for error in raised] == ["ValueError('not yet')"] * 3
+    assert [error is not None and error.__traceback__ is not None for error in raised] == [True] * 3
 
 
 async def test_a_run_that_succeeds_at_its_second_attempt_keeps_the_first_error() -> None:
@@ -180,7 +185,7 @@ async def test_a_run_that_succeeds_at_its_second_attempt_keeps_the_first_error()
     )
 
 
-async def test_a_task_without_retry_has_one_attempt() -> None:
+async def test_a_task_without_a_retry_has_one_attempt() -> None:
     async with Pool() as pool:
         result = await pool.enqueue(named("a", failing(1, RetryLater(after=3)))).wait()
     assert (result.status, result.attempts) == (TaskStatus.FAILED, 1)
@@ -230,7 +235,7 @@ async def test_the_log_is_written_in_the_context_of_the_run() -> None:
 # Timeout.
 
 
-async def test_a_coroutine_is_cancelled_at_its_timeout_and_its_cleanup_awaited() -> None:
+async def test_a_coroutine_over_its_timeout_is_cancelled_and_awaited() -> None:
     clock, begun, story_ = FakeClock(), asyncio.Event(), []
 
     async def slow() -> None:
@@ -256,6 +261,20 @@ async def test_a_coroutine_is_cancelled_at_its_timeout_and_its_cleanup_awaited()
         "a took longer than its timeout of 3 s",
     )
     assert "await asyncio.Event().wait()" in result.errors[0].traceback
+
+
+async def test_there_is_no_timeout_unless_one_is_asked_for() -> None:
+    clock, go, thread_go = FakeClock(), asyncio.Event(), threading.Event()
+    async with Pool(clock=clock) as pool:
+        results: list[TaskResult[Any]] = [pool.enqueue(go.wait), pool.enqueue(thread_go.wait)]
+        for result in results:
+            await reached(pool, result, TaskStatus.RUNNING)
+        clock.advance(7 * 24 * 3600)
+        await asyncio.sleep(0)
+        assert [result.status for result in results] == [TaskStatus.RUNNING] * 2
+        go.set()
+        thread_go.set()
+    assert [result.status for result in results] == [TaskStatus.SUCCESSFUL] * 2
 
 
 async def test_a_timeout_can_be_retried() -> None:
@@ -295,7 +314,7 @@ async def test_a_coroutine_that_ends_in_time_is_not_touched() -> None:
         assert (result.status, 3.0 in clock.pending()) == (TaskStatus.SUCCESSFUL, False)
 
 
-async def test_a_task_that_swallows_its_cancellation_is_named_and_keeps_its_worker(
+async def test_if_it_swallows_the_cancellation_the_log_names_it_and_its_worker_stays_taken(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock, go, begun, swallowed = FakeClock(), asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -323,7 +342,7 @@ async def test_a_task_that_swallows_its_cancellation_is_named_and_keeps_its_work
     assert (result.status, result.errors[0].type, result.return_value) == (TaskStatus.FAILED, "TimeoutError", None)
 
 
-async def test_a_thread_over_its_timeout_has_failed_at_once_and_its_worker_stays_taken(
+async def test_a_thread_over_its_timeout_is_failed_at_once_and_its_worker_stays_taken_until_the_thread_returns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock, go = FakeClock(), threading.Event()
@@ -397,7 +416,7 @@ async def test_the_awaitable_of_a_call_is_cancelled_at_the_timeout_of_both() -> 
     assert (result.status, result.errors[0].type) == (TaskStatus.FAILED, "TimeoutError")
 
 
-async def test_a_task_that_still_runs_after_60_s_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_once_a_minute_is_over_a_warning_names_what_still_runs(caplog: pytest.LogCaptureFixture) -> None:
     clock, go = FakeClock(), asyncio.Event()
     async with Pool(clock=clock) as pool:
         result = pool.enqueue(named("a", go.wait))
