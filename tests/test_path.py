@@ -26,15 +26,17 @@ import hypercorn.config
 import pytest
 import starlette.applications
 import starlette.exceptions
+import starlette.middleware
 import starlette.requests
 import starlette.responses
 import starlette.routing
 import uvicorn
+from starlette.middleware.base import BaseHTTPMiddleware
 
 import minibg
 from minibg import AfterResponse, App, BackgroundTasks, Depends, HTTPException, Pool, QueueFull, Request
 from minibg import JSONResponse, StreamingResponse, TaskResult, TaskStatus, serve, task
-from minibg.asgi import ASGIApp, Receive, Scope, Send
+from minibg.asgi import ASGIApp, Message, Receive, Scope, Send
 from minibg.background import Transition
 from minibg.serving import TaskServer
 
@@ -203,6 +205,71 @@ async def test_the_client_went_away_the_handler_had_answered_and_its_tasks_run()
         assert app.results["/large"].status is TaskStatus.HELD
         break_off(client)
         assert await finished(app.results["/large"]) is TaskStatus.SUCCESSFUL
+
+
+class Afterwards(BaseHTTPMiddleware):
+    """A middleware of Starlette's kind: it runs the application in a task of its own, and has something to do afterwards."""
+
+    async def dispatch(self, request: starlette.requests.Request, call_next: Any) -> starlette.responses.Response:
+        response: starlette.responses.Response = await call_next(request)
+        await asyncio.sleep(0)
+        return response
+
+
+def in_starlette(large: Large) -> ASGIApp:
+    async def handler(request: starlette.requests.Request) -> starlette.responses.Response:
+        await large(request.scope, request.receive, none_sent)
+        return starlette.responses.Response(bytes(large.size if request.url.path == "/large" else 2))
+
+    middleware = [starlette.middleware.Middleware(Afterwards)] * 2
+    routes = [starlette.routing.Route("/{path}", handler)]
+    return starlette.applications.Starlette(routes=routes, middleware=middleware)
+
+
+async def none_sent(message: Message) -> None:
+    """What the application would send, its middleware's response replaces."""
+
+
+async def test_after_the_response_the_kernel_has_taken_its_last_byte_whatever_middleware_is_between() -> None:
+    app = Large()
+    async with serving(in_starlette(app), access_log=False) as server, slow_reader(server) as client:
+        app.server = server
+        await client.send(get("/large"))
+        await app.written.wait()
+        await another_task_runs(server, app)
+        assert app.results["/large"].status == "HELD"
+        async with asyncio.timeout(20):
+            while app.results["/large"].status is TaskStatus.HELD:
+                assert await client.reader.read(MEGABYTE)
+        assert await finished(app.results["/large"]) is TaskStatus.SUCCESSFUL
+        assert app.unsent == [0]
+
+
+async def test_one_per_request_handlers_and_dependencies_share_it() -> None:
+    seen: list[BackgroundTasks] = []
+    ran: list[str] = []
+    app = App()
+
+    def inner(background_tasks: BackgroundTasks) -> None:
+        seen.append(background_tasks)
+        background_tasks.add_task(ran.append, "inner")
+
+    async def outer(inner: Annotated[None, Depends(inner)], background_tasks: BackgroundTasks) -> None:
+        seen.append(background_tasks)
+        background_tasks.add_task(ran.append, "outer")
+
+    @app.get("/", dependencies=[Depends(outer)])
+    async def handler(background_tasks: BackgroundTasks) -> None:
+        seen.append(background_tasks)
+        background_tasks.add_task(ran.append, "handler")
+
+    async with connected(app, workers=1) as (client, server):
+        for _ in range(2):
+            assert (await client.ask(GET))[0] == 200
+            await server.pool.idle()
+    assert [each is seen[0] for each in seen] == [True] * 3 + [False] * 3
+    assert [each is seen[3] for each in seen] == [False] * 3 + [True] * 3
+    assert ran == ["inner", "outer", "handler"] * 2
 
 
 async def test_the_generator_dependencies_are_closed_and_only_then_the_first_task_starts() -> None:
