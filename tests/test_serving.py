@@ -18,7 +18,8 @@ import pytest
 import uvloop
 
 from minibg import AfterResponse, App, BackgroundTasks, Limits, Pool, TaskStatus, run, serve
-from minibg.serving import STOP_SIGNALS, AppNotFound, load, loop_factory
+from minibg.__main__ import parser
+from minibg.serving import LIMITS, POOL, SERVER, STOP_SIGNALS, AppNotFound, load, loop_factory
 
 from tests.background.recording import reached
 from tests.server.wire import GET, Client
@@ -50,6 +51,13 @@ async def test_options_go_to_the_part_that_they_belong_to() -> None:
         statistics = server.pool.statistics()
         assert (statistics.workers, statistics.queue_limit) == (3, 5)
         assert await answer(server.port) == "hello"
+
+
+def test_every_option_of_the_command_is_a_keyword_of_serve_and_the_other_way_round() -> None:
+    own = {"help", "version", "app", "factory", "app_dir", "loop", "log_level", "log_format"}
+    options = {action.dest for action in parser()._actions if action.dest not in own}
+    assert options == {**SERVER, **LIMITS, **POOL}.keys()
+    serve(greeting("hello"), **{name: option.default for name, option in {**SERVER, **LIMITS, **POOL}.items()})
 
 
 async def test_limits_can_be_given_whole() -> None:

@@ -205,6 +205,33 @@ async def test_the_end_of_the_server_can_be_seen_by_a_stream() -> None:
         await stop
 
 
+async def test_a_stop_is_not_announced_as_the_end_of_the_client() -> None:
+    waiting, go = asyncio.Event(), asyncio.Event()
+
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        end = asyncio.ensure_future(receive())
+        waiting.set()
+        await go.wait()
+        announced = end.done()
+        await respond(send, f"{announced}".encode())
+        assert await end == {"type": "http.disconnect"}  # the response is over
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.send(GET)
+        await waiting.wait()
+        stop = asyncio.create_task(server.stop())
+        await server.stopping.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        go.set()
+        assert (await client.response())[2] == b"False"
+        client.writer.close()
+        await stop
+
+
 async def test_two_servers_live_in_one_loop_and_stopping_twice_is_one_stop() -> None:
     async with serving(echo) as first, serving(echo) as second:
         assert first.port != second.port
@@ -423,6 +450,17 @@ async def test_tls_before_1_2_is_refused(authority: tuple[trustme.CA, Path]) -> 
     async with serving(echo, ssl_certfile=os.fspath(authority[1])) as server:
         with pytest.raises((ssl.SSLError, OSError)):
             await Client.to(server, ssl=old, server_hostname="localhost")
+
+
+async def test_a_client_that_connects_and_never_begins_with_tls_is_cut(
+    authority: tuple[trustme.CA, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(echo, ssl_certfile=os.fspath(authority[1]), header_timeout=0.2) as server:
+        silent = await Client.to(server)
+        await silent.is_reset()  # or closed
+        silent.writer.close()
+        assert server.connections == set()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_missing_certificate_is_an_error() -> None:
