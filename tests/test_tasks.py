@@ -88,7 +88,7 @@ async def test_a_list_can_be_of_one_status_short_and_json(file: Path, capsys: py
 
 async def test_it_shows_one_by_the_beginning_of_its_id(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, failure, _ = await life(file)
-    command.main([str(file), "show", failure[:12]])
+    command.main([str(file), "show", failure[:20]])
     assert json.loads(capsys.readouterr().out)["id"] == failure
 
 

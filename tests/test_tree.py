@@ -47,7 +47,7 @@ def count(*places: str) -> int:
 def test_the_core_fits_in_one_evening() -> None:
     core = count("background", "server", "web", "after_response.py")
     durable_journal = count("background/sqlite.py", "background/durable.py")
-    assert core - durable_journal < 3400
+    assert core - durable_journal < 3500
 
 
 def test_the_whole_package_stays_small() -> None:

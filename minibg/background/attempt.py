@@ -55,19 +55,21 @@ async def attempt(run: Run, threads: Threads) -> Outcome:
     # A copy, so that one attempt does not see what another has set, and so that no two are in one context at a time.
     context = run.context.copy()
     if run.kind is Kind.COROUTINE:
-        return await _on_the_loop(run, _call_and_await(run), context)
+        return await _on_the_loop(run, _call_and_await(run), context, threads.loop)
     outcome = await threads.call(lambda: context.run(_call, run))
     if not inspect.isawaitable(outcome.value):
         return outcome
     if run.cut is None:
-        return await _on_the_loop(run, _await(outcome.value), context)
+        return await _on_the_loop(run, _await(outcome.value), context, threads.loop)
     if inspect.iscoroutine(outcome.value):
         outcome.value.close()  # The call is over its timeout already: what it returned is not begun.
     return Outcome()
 
 
-async def _on_the_loop(run: Run, coroutine: Coroutine[Any, Any, Outcome], context: contextvars.Context) -> Outcome:
-    run.attempt = attempt = asyncio.create_task(coroutine, name=run.result.name, context=context)
+async def _on_the_loop(
+    run: Run, coroutine: Coroutine[Any, Any, Outcome], context: contextvars.Context, loop: asyncio.AbstractEventLoop
+) -> Outcome:
+    run.attempt = attempt = loop.create_task(coroutine, name=run.result.name, context=context)
     try:
         return await attempt
     except asyncio.CancelledError as cancelled:

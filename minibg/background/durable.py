@@ -56,16 +56,29 @@ TICK = 1.0
 RETRY_AFTER = 10
 #: A return value is kept in the file when it is JSON of at most so many characters. It is there to be looked at.
 VALUE_KEPT = 10_000
+#: NaN and Infinity are not JSON (RFC 8259 §6).
+STRICT = json.JSONEncoder(allow_nan=False)
 
 
 class _Gathering(Group):
     """A group that gathers, or is being written."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.runs: list[Run] = []
-        #: Done when it has been tried; what came of it stands in the group.
-        self.written: asyncio.Future[None] = loop.create_future()
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def written(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
+        """A future for when it has been tried. What came of it stands in the group."""
+        waiter = loop.create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    def announce(self) -> None:
+        """It has been tried."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class DurableJournal(Journal):
@@ -96,7 +109,7 @@ class DurableJournal(Journal):
         self._thread = Threads(self._loop, "minibg-journal")
         rows, self._seq = await self._call(self._file.open, self._now())
         self._reader = connect(self._path, "ro")
-        self._gathering = _Gathering(self._loop)
+        self._gathering = _Gathering()
         self._wake = asyncio.Event()
         self._closing = False
         self._writer = self._loop.create_task(self._write(), name="minibg-journal", context=contextvars.Context())
@@ -115,8 +128,9 @@ class DurableJournal(Journal):
                 " at the top of its module, or opt out with @task(durable=False)"
             )
         run.payload = _payload(run)
-        run.changes = json.dumps(_changes(run.options, task.options))
-        _check_key(run.options.key)
+        if run.options is not task.options:
+            run.changes = json.dumps(_changes(run.options, task.options))
+            _check_key(run.options.key)
         run.function, (run.args, run.kwargs) = called, _loaded(run.payload)
         run.result.durable = True
 
@@ -126,7 +140,7 @@ class DurableJournal(Journal):
         for run in kept:
             self._enter(run, kept[0])
         for gathering in {self._entering[run]: None for run in kept if run in self._entering}:
-            await asyncio.shield(gathering.written)
+            await gathering.written(self._loop)
             if gathering.refused is not None:
                 raise JournalFailed(
                     f"the tasks could not be written to disk: {gathering.refused}", retry_after=RETRY_AFTER
@@ -136,12 +150,13 @@ class DurableJournal(Journal):
         """Count an attempt before it begins. False: the file says that it must not. Raises JournalFailed."""
         if run.payload is None:
             return True
-        if self._enter(run, run):
-            self._change(run, Event.RELEASE)
+        self._enter(run, run)
         gathering = self._gathering
+        if run.response > 0:  # The claim says what its release would have said, if that is not written yet.
+            gathering.moved.pop(run.seq, None)
         gathering.claims.append(run.seq)
         self._wake.set()
-        await asyncio.shield(gathering.written)
+        await gathering.written(self._loop)
         if gathering.failed is not None or not run.seq:
             error = gathering.failed or gathering.refused
             raise JournalFailed(f"an attempt could not be written to disk: {error}", retry_after=RETRY_AFTER)
@@ -198,20 +213,34 @@ class DurableJournal(Journal):
 
     def _change(self, run: Run, event: Event) -> None:
         """Gather the row of what has happened to a run. START is the claim, PUT_BACK the close."""
-        result, waiting = run.result, _waiting(run, self._now())
+        gathering, result = self._gathering, run.result
+        if event in (Event.START, Event.PUT_BACK):
+            return
+        due_at, wait = self._due(run) if result.status is TaskStatus.WAITING else (None, None)
         if event in (Event.RELEASE, Event.DEFER, Event.DUE):
             if event is Event.DEFER and not result.attempts:
                 run.response = -run.seq  # It leaves its batch.
-            released_at = _seconds(result.released_at)
-            self._gathering.moved[run.seq] = (run.seq, run.response, result.status, *waiting, released_at)
-        elif run.seq in self._gathering.entered:  # It ends before it was written: there is nothing to keep.
-            del self._gathering.entered[run.seq]
-            self._gathering.moved.pop(run.seq, None)
+            gathering.moved[run.seq] = (
+                run.seq,
+                run.response,
+                result.status,
+                due_at,
+                wait,
+                _seconds(result.released_at),
+            )
+        elif run.seq in gathering.entered:  # It ends before it was written: there is nothing to keep.
+            del gathering.entered[run.seq]
+            gathering.moved.pop(run.seq, None)
             run.seq = 0
-        elif event not in (Event.START, Event.PUT_BACK):
-            ended = (*waiting, _seconds(result.finished_at), _errors(result.errors), _short_json(result.return_value))
-            self._gathering.ended[run.seq] = (run.seq, result.attempts, result.status, *ended)
+        else:
+            ended = (_seconds(result.finished_at), _errors(result.errors), _short_json(result.return_value))
+            gathering.ended[run.seq] = (run.seq, result.attempts, result.status, due_at, wait, *ended)
         self._wake.set()
+
+    def _due(self, run: Run) -> tuple[float, float | None]:
+        """When a run is due, and how long it was to wait, if not for a time of day."""
+        at_a_time = run.options.run_at is not None and not run.result.attempts
+        return self._now() + run.wait, None if at_a_time else run.wait
 
     # Writing.
 
@@ -220,7 +249,7 @@ class DurableJournal(Journal):
         while not self._closing or self._wake.is_set():
             await self._wake.wait()
             self._wake.clear()
-            group, self._gathering = self._gathering, _Gathering(self._loop)
+            group, self._gathering = self._gathering, _Gathering()
             await self._call(self._file.write, group, self._now())
             self._settle(group)
 
@@ -234,7 +263,7 @@ class DurableJournal(Journal):
             self._gathering.ended = group.ended | self._gathering.ended
             self._gathering.moved = group.moved | self._gathering.moved
         self._say_how_it_goes(group.failed or group.refused)
-        group.written.set_result(None)
+        group.announce()
         for what, row in group.asked:
             self._heed(what, row)
         if group.more and not self._closing:
@@ -342,7 +371,7 @@ def _payload(run: Run) -> str:
 def _json(value: object) -> str | None:
     """Give a value as JSON; None when something else would come back."""
     try:
-        text = json.dumps(value, allow_nan=False)
+        text = STRICT.encode(value)
         return text if json.loads(text) == value else None
     except (TypeError, ValueError, RecursionError):
         return None
@@ -381,19 +410,12 @@ def _check_key(key: str | None) -> None:
         raise TypeError(f"key={key!r} is no text that a file can hold")
 
 
-def _waiting(run: Run, now: float) -> tuple[float | None, float | None]:
-    """When a run is due, and how long it was to wait from now; nothing of that unless it waits."""
-    if run.result.status is not TaskStatus.WAITING:
-        return None, None
-    return now + run.wait, None if run.options.run_at is not None and not run.result.attempts else run.wait
-
-
 def _short_json(value: object) -> str | None:
     if value is None:
         return None
     text = ""
     try:
-        for part in json.JSONEncoder(allow_nan=False).iterencode(value):
+        for part in STRICT.iterencode(value):
             text += part
             if len(text) > VALUE_KEPT:
                 return None
@@ -431,7 +453,7 @@ def _seconds(time: datetime | None) -> float | None:
 
 
 def _errors(errors: Sequence[TaskError]) -> str:
-    return json.dumps([{**asdict(error), "at": error.at.timestamp()} for error in errors])
+    return json.dumps([{**asdict(error), "at": error.at.timestamp()} for error in errors]) if errors else "[]"
 
 
 def _error_of(at: float, **texts: Any) -> TaskError:

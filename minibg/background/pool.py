@@ -46,7 +46,7 @@ from minibg.background.journal import Follower, Journal
 from minibg.background.periodic import Periodic
 from minibg.background.queue import Batch, NotAccepted, Queue
 from minibg.background.result import Event, TaskResult, TaskStatus
-from minibg.background.run import Cut, Run
+from minibg.background.run import Cut, RandomBits, Run
 from minibg.background.threads import Threads, on_loop
 from minibg.background.worker import GRACE, Workers
 
@@ -156,6 +156,7 @@ class Pool:
         self._overflow_timeout = overflow_timeout
         self._clock = clock or SystemClock()
         self._random = random
+        self._random_bits = RandomBits()
         self._state = PoolState.NEW
         self._queue = Queue(queue_limit, self._clock)
         self._journal = _journal(journal, durability, self._clock, keep_finished, keep_for)
@@ -296,7 +297,7 @@ class Pool:
 
     def prepare(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], origin: str) -> Run:
         """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be run."""
-        run = Run.of(func, args, kwargs, origin, self._clock)
+        run = Run.of(func, args, kwargs, origin, self._clock, self._random_bits)
         self._journal.vet(run)
         return run
 

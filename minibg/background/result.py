@@ -181,7 +181,7 @@ class _Waited:
 class TaskResult(_Waited, Generic[T]):
     """The record of one run. Times are aware datetimes in UTC, None while they have not come."""
 
-    #: 32 hexadecimal digits, 128 random bits: who knows one cannot guess another.
+    #: 32 hexadecimal digits, the last 20 random: ids sort by time, and who knows one cannot guess another.
     id: str
     #: The task's name: ``@task(name=)``, else module and name of the function.
     name: str

@@ -9,14 +9,16 @@ The rules of this file:
 - **One writer.** A file has one live owner: who holds the record lock on ``FILE.lock`` (`Lock`). The kernel frees it when the
   process ends, however it ends, so recovery needs no lease and no heartbeat, and never runs a task a second time
   because it is merely slow. Two writers on one file stall each other for seconds (measured), so there are none.
-- **A transaction per group** (`Group`): whatever has gathered while the one before was written, in up to four statements, in the
-  order end (it may free a key), enter, move, claim. Each takes all its rows as one JSON array. A statement per row would let go of
-  the interpreter's lock per row, and wait up to 5 ms for it each time beside a busy loop: 60 rows a second (measured).
+- **A group is one transaction, and one call**: whatever has gathered while the one before was written (`Group`), in the order
+  end (it may free a key), enter, move, claim. The four statements are the steps of a trigger, and each takes its rows as
+  one JSON array. Every call into SQLite lets go of the interpreter's lock, and beside a busy loop waits up to 5 ms for it
+  afterwards: with a call per row that made 60 rows a second (measured).
 - **synchronous=FULL around what is accepted**: the flush is what makes an answer a promise, also through a loss of power. Claims and
   ends are not flushed: a killed process loses none of them, and losing one to a loss of power costs one more run.
 - **The claim counts the attempt**, before the task's first line. A task that kills its process has been counted then.
 - **The end is guarded**: it is written only over the very attempt it belongs to.
-- BEGIN IMMEDIATE only: a transaction that starts by reading and then wants to write can be refused in the middle.
+- BEGIN IMMEDIATE only, or a single statement that writes, which is the same: a transaction that starts by reading and then
+  wants to write can be refused in the middle.
 - Nothing in the file names code. ``name`` is looked up among the decorated functions; there is no pickle.
 
 A row goes when it is old (`RETENTION`), or when a million newer ones have come. VACUUM is never run: it copies the whole file, and
@@ -118,16 +120,25 @@ COLUMNS = (
     "seq, id, response, name, payload, options, key, origin, status, attempts, excused, crashes, added_at, released_at,"
     " started_at, due_at, wait, finished_at, errors, value, asked"
 )
-# The four statements of a group. Each takes its rows as one JSON array, see the top of this file.
-ENTER = f"""INSERT INTO runs (seq, id, response, name, payload, options, key, origin, added_at, status)
-    SELECT {_extract(*range(9))}, 'HELD' FROM json_each(?) AS e"""
+# The four statements of a group. Each takes its rows as one JSON array.
 END = f"""UPDATE runs SET (status, due_at, wait, finished_at, errors, value) = ({_extract(2, 3, 4, 5, 6, 7)}), owner = NULL
-    FROM json_each(?) AS e WHERE seq = {_extract(0)} AND finished_at IS NULL
+    FROM json_each(:ended) AS e WHERE seq = {_extract(0)} AND finished_at IS NULL
     AND ((status = 'RUNNING' AND attempts = {_extract(1)}) OR {_extract(2)} IN ('CANCELLED', 'DROPPED'))"""
+ENTER = f"""INSERT INTO runs (seq, id, response, name, payload, options, key, origin, added_at, status)
+    SELECT {_extract(*range(9))}, 'HELD' FROM json_each(:entered) AS e"""
 MOVE = f"""UPDATE runs SET (response, status, due_at, wait, released_at) = ({_extract(1, 2, 3, 4, 5)})
-    FROM json_each(?) AS e WHERE seq = {_extract(0)} AND finished_at IS NULL"""
-CLAIM = """UPDATE runs SET status = 'RUNNING', attempts = attempts + 1, owner = ?2, started_at = coalesce(started_at, ?3)
-    FROM json_each(?1) AS e WHERE seq = e.value AND status = 'READY' RETURNING seq"""
+    FROM json_each(:moved) AS e WHERE seq = {_extract(0)} AND finished_at IS NULL"""
+CLAIM = """UPDATE runs SET status = 'RUNNING', attempts = attempts + 1, owner = :owner, due_at = NULL,
+    released_at = coalesce(released_at, :now), started_at = coalesce(started_at, :now)
+    FROM json_each(:claims) AS e WHERE seq = e.value AND owner IS NULL AND finished_at IS NULL"""
+# They are the steps of a trigger, so that one call into SQLite does the whole of a group, its transaction included.
+STEPS = "; ".join(statement.replace(":", "NEW.") for statement in (END, ENTER, MOVE, CLAIM))
+TRIGGER = f"""
+    CREATE TEMP VIEW groups (ended, entered, moved, claims, owner, now) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL;
+    CREATE TEMP TRIGGER write_group INSTEAD OF INSERT ON groups BEGIN {STEPS}; END;
+"""
+WRITE_GROUP = "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)"
+CLAIMED = "SELECT seq FROM runs WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'RUNNING'"
 # Reading.
 UNFINISHED = f"SELECT {COLUMNS} FROM runs WHERE finished_at IS NULL ORDER BY seq"
 INTERRUPTED = f"SELECT {COLUMNS} FROM runs WHERE finished_at IS NULL AND status = 'RUNNING'"
@@ -262,6 +273,7 @@ class File:
         self._durability = durability
         self._owner = f"process {os.getpid()}"
         self._database: sqlite3.Connection | None = None
+        self._synchronous = ""
 
     def open(self, now: float) -> tuple[list[Row], int]:
         """Become the owner, and count what was running as a crash. Gives the unfinished rows in order, and the last seq.
@@ -341,6 +353,7 @@ class File:
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
             database.executescript(f"BEGIN IMMEDIATE; {script} {marks} COMMIT;")
+        database.executescript(TRIGGER)
         if (kind := network_file_system(self.path)) is not None:
             logger.warning(
                 "%s is on a network file system (%s): locks do not hold there, tasks may be lost", self.path, kind
@@ -363,15 +376,17 @@ class File:
     # Writing.
 
     def _write(self, group: Group, now: float, *, entered: bool) -> None:
+        kinds = (group.ended, group.entered if entered else {}, group.moved)
+        rows = [json.dumps([*kind.values()]) for kind in kinds]
+        claims = json.dumps(group.claims)
         power = entered and group.entered and self._durability == "power"
-        self._execute(f"PRAGMA synchronous = {'FULL' if power else 'NORMAL'}")
-        with self._transaction():
-            for statement, rows in ((END, group.ended), (ENTER, group.entered if entered else {}), (MOVE, group.moved)):
-                if rows:
-                    self._execute(statement, (json.dumps([*rows.values()]),))
-            if group.claims:
-                claimed = self._execute(CLAIM, (json.dumps(group.claims), self._owner, now))
-                group.claimed = {seq for (seq,) in claimed.fetchall()}
+        if self._synchronous != (synchronous := "FULL" if power else "NORMAL"):
+            self._execute(f"PRAGMA synchronous = {synchronous}")
+            self._synchronous = synchronous
+        if group.claims or any(kinds):
+            self._execute(WRITE_GROUP, (*rows, claims, self._owner, now))
+        if group.claims:
+            group.claimed = {seq for (seq,) in self._execute(CLAIMED, (claims,)).fetchall()}
 
     def _heed(self, now: float) -> list[tuple[str, Row]]:
         """Do what `minibg tasks` asks for, as far as the file can tell. Gives what was asked, and the rows as they are then."""

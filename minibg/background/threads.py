@@ -38,8 +38,8 @@ class Threads:
     """Daemon threads that make calls for the loop. ``close`` ends those that are idle."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str = "minibg-task") -> None:
+        self.loop = loop
         self.busy = 0
-        self._loop = loop
         self._name = name
         self._errands: SimpleQueue[Errand | None] = SimpleQueue()
         self._done: deque[tuple[asyncio.Future[Any], Any]] = deque()
@@ -48,7 +48,7 @@ class Threads:
 
     def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
         """Call ``function``, which must not raise, in a thread. The future gets what it returns."""
-        future: asyncio.Future[T] = self._loop.create_future()
+        future: asyncio.Future[T] = self.loop.create_future()
         self.busy += 1
         if self.busy > self._threads:
             self._threads += 1
@@ -68,7 +68,7 @@ class Threads:
             if not self._collecting:
                 self._collecting = True
                 try:
-                    self._loop.call_soon_threadsafe(self._collect)
+                    self.loop.call_soon_threadsafe(self._collect)
                 except RuntimeError:
                     return  # The loop is closed: this call outlived the pool, and the drain has reported it.
 

@@ -3,7 +3,10 @@
 import sys
 from importlib import import_module
 
-BENCHES = {"http": "CPU per request, against uvicorn with h11"}
+BENCHES = {
+    "http": "CPU per request, against uvicorn with h11",
+    "journal": "tasks kept on disk and finished, against Huey on SQLite",
+}
 
 
 def main() -> None:
