@@ -19,7 +19,7 @@ inside the application's lifespan, whoever the server is. FastAPI's own ``Backgr
 runs inside the request; these do not: they have a queue with a limit, retries, a status, and a drain at the end.
 
 One line makes a dependency of them, `tasks`. What only minibg's own server gives is the strict meaning of "after the
-response": that the kernel has taken its last byte.
+response": that the kernel has taken its last byte, whatever middleware is between.
 """
 
 from typing import Annotated

@@ -13,8 +13,9 @@ You will see::
     one that has finished: FINISHED, then SUCCESSFUL
     one that nobody knows: UNKNOWN
 
-What has not begun is cancelled for certain. A coroutine gets a CancelledError at the ``await`` where it stands, and may
-clean up. A thread cannot be stopped, so nothing is promised: it goes on, and its result counts.
+In each status ``cancel`` has its honest answer. What has not begun is cancelled for certain. A coroutine gets a
+CancelledError at the ``await`` where it stands, and may clean up. A thread cannot be stopped, so nothing is promised: it
+goes on, and its result counts.
 """
 
 import asyncio

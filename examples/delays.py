@@ -12,8 +12,9 @@ You will see::
     not waited for: LOST
 
 ``using`` gives a copy of a task with other options; the function's own arguments are never mixed with them. A task
-that waits takes a place in the queue and no worker. Times of day are aware datetimes: a time without a zone is
-refused, because it means something else on the next machine.
+that waits takes a place in the queue and no worker. A task with a delay leaves its batch: the others of its response do
+not wait for it. Times of day are aware datetimes: a time without a zone is refused, because it means something else on
+the next machine.
 
 Again and again is `examples.every`.
 

@@ -10,9 +10,10 @@ You will see::
     /raises-404: 404, mail DROPPED, log SUCCESSFUL
     /crashes: 500, mail DROPPED, log SUCCESSFUL
 
-A response that the handler *returns* is an answer, whatever its status, and its tasks run. An exception means that the
-handler did not get to its end, an `HTTPException` too, and its tasks are dropped: no welcome mail for a registration
-that was never written. ``using(always=True)`` is for those that must run whatever happened: an audit line, a metric.
+A returned error keeps the tasks: a response that the handler returns is an answer, whatever its status. An exception
+means that the handler did not get to its end. A raised `HTTPException` too is answered and drops the tasks: no welcome
+mail for a registration that was never written. ``using(always=True)`` is for those that must run whatever happened: an
+audit line, a metric.
 
 The traceback of the crash is in the log, on stderr.
 """

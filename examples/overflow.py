@@ -14,10 +14,11 @@ You will see::
 There is one worker here, and the queue has one place. The first mail is with the worker, the second has the place, and
 the third finds the queue full.
 
-- ``overflow="reject"``, the default: ``add_task`` raises `QueueFull` in the handler, at once. If nobody catches it, the
-  answer is 503, and Retry-After an estimate from the rate at which places become free.
+- ``overflow="reject"``, the default: ``add_task`` raises `QueueFull` in the handler, at once. A full queue that nobody
+  catches is a 503 with Retry-After, an estimate from the rate at which places become free.
 - A handler may catch it, because there still is a response to change.
 - ``overflow="wait"``: the response waits for a place, at most ``overflow_timeout`` seconds; after that it is a 503 too.
+  A batch that can never fit is refused at once.
 
 Who was told that the mail follows gets it: a place, once reserved, is never taken back. ``minibg --queue-limit 50
 --overflow wait`` sets the same for the command.

@@ -19,7 +19,8 @@ You will see::
 - ``RetryLater(after=)`` is for a task that knows better, because the other side has told it.
 
 Without ``retry=`` there is one attempt. While a task waits, its worker is free, and the later tasks of the same
-response wait for it. The errors of the attempts stay in the `TaskResult`; the log, on stderr, has their tracebacks.
+response wait for it. The errors of the attempts stay in the `TaskResult`; the log, on stderr, has their tracebacks, with
+the task's name, its id, the number of the attempt, and the request it came from.
 """
 
 import asyncio

@@ -17,7 +17,11 @@ otherwise. Then it cancels the coroutines that still run and *awaits* them, so t
 What is due after the deadline is not waited for. `Pool.stop` gives back the report, and the log has the same, a line
 per task: nothing is lost in silence. But it is lost: the queue lives in memory.
 
-With the server it is Ctrl-C that begins this, and a second Ctrl-C that cuts the waiting short.
+A signal ends a server around it in phases, after its tasks and with 0: no new connections, then a response in flight
+finishes and the application after it, then the tasks. An application finds that the pool is open during startup, works
+after it, and is drained before the shutdown. A second signal gives up the phase that is waited for, and the third has its
+default effect. When a second signal gives up the drain, what still runs is cancelled, and a stuck task is named LOST. It
+does not keep the process: the threads of tasks are daemons.
 """
 
 import asyncio

@@ -8,8 +8,8 @@ The rules:
 - Off unless asked. A task without a `Retry` has one attempt. Running a thing twice is only right where its author
   said so: a welcome mail that went out and then failed to log must not go out again by default.
 - ``attempts`` counts the first one, as River, Oban and SAQ count. ``attempts=5`` is one attempt and four more.
-- Backoff is exponential with *full jitter*: the delay before attempt n+1 is uniform in ``[0, min(cap, base * 2**(n-1))]``.
-  A thousand tasks that failed together because a mail server went away do not come back together. Celery's and AWS's
+- Backoff is exponential with *full jitter*: the delay before attempt n+1 is uniform between zero and the ceiling
+  ``min(cap, base * 2**(n-1))``. A thousand tasks that failed together because a mail server went away do not come back together. Celery's and AWS's
   rule; equal jitter (half fixed, half random) was rejected because it brings them back in a narrower crowd.
 - The task knows best: ``raise RetryLater(after=30)`` sets the delay itself, as Dramatiq, arq and Celery allow. It spends
   an attempt all the same, so it cannot go on for ever, and it means nothing without a `Retry`: the run then fails.

@@ -58,7 +58,7 @@ RIGHT = [
 ]
 
 
-def test_wrong_arguments_are_rejected_and_results_inferred(tmp_path: Path) -> None:
+def test_mypy_refuses_a_wrong_argument_and_knows_the_results(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     said, _, _ = api.run(["--strict", "--no-error-summary", "--disable-error-code=empty-body", str(program)])
