@@ -12,16 +12,16 @@ of fifty lines is less. In the tests h11 is its oracle: what is accepted here, h
 What is refused, with 400 unless said otherwise:
 
 - a size line that is not hexadecimal digits and extensions of visible bytes (RFC 9112 §7.1), no more than 16 digits;
-- a size line of more than `_LINE_LIMIT` bytes; extensions have no use that anybody knows (§7.1.1: ignore them, but limit
-  their total length). More bytes of them than of the body and a header section together are 431: chunks of one byte
-  would carry a hundred times what ``max_body`` allows;
+- a size line of more than `_LINE_LIMIT` bytes; extensions have no use that anybody knows (§7.1.1: ignore them, but
+  limit their total length). More of them than of the body and a header section together is 431: with chunks of one
+  byte they would carry a hundred times what ``max_body`` allows;
 - a chunk that does not end with CRLF; bare LF anywhere (§2.2);
 - trailers that are no fields, and more of them than a header section may have (431). The rest is dropped: they may not
   be merged into the headers unless the field allows it (§7.1.2), and ASGI has no place for them;
 - more body than ``max_body`` (413), as soon as a size line announces it.
 
-Rejected: giving the body back in the chunks of the client. They are the transport's, not a unit of anything
-(RFC 9110 §7.7), and one message for all that has arrived is cheaper.
+Rejected: giving the body back in the chunks of the client. They belong to the connection, and whoever stands between
+may cut them anew (RFC 9112 §7.1.1); and one message for all that has arrived is cheaper.
 """
 
 import re

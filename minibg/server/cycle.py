@@ -127,8 +127,8 @@ class Cycle:
         if not stopped and not isinstance(error, ClientDisconnected):
             line = "%s %r: the application %s while its response was %s"
             how = "failed" if error else "returned"
-            # Starlette's own name for the client's end is no fault, but no secret either. It is known by this name, and not
-            # by having ours as its context: a fault that a cleanup makes after ClientDisconnected has that too.
+            # Starlette's own exception for the client's end is no fault, but no secret either. It is known by its name
+            # and not by having ours as its context: a fault in a cleanup after ClientDisconnected has that too.
             quiet = stage is Stage.GONE and type(error).__name__ == "ClientDisconnect"
             level = logging.DEBUG if quiet else logging.ERROR
             logger.log(level, line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)

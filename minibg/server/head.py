@@ -13,7 +13,7 @@ Transfer-Encoding with Content-Length           400     RFC 9112 §6.3 item 3: "
 a final transfer coding that is not chunked     400     RFC 9112 §6.3 item 4: MUST; another before it is h11's 501
 Transfer-Encoding in HTTP/1.0                   400     RFC 9112 §6.1: "MUST treat the message as if the framing is
                                                         faulty"
-bare LF or CR                                   400     RFC 9112 §2.2: a lone LF MAY be, a lone CR MUST NOT be accepted
+bare LF or CR                                   400     RFC 9112 §2.2: a lone LF MAY end a line, a lone CR is invalid
 obs-fold                                        400     RFC 9112 §5.2: "MUST either reject [...] or replace"
 control bytes                                   400     RFC 9110 §5.5: "invalid and dangerous"
 Host that is no host                            400     RFC 9112 §3.2: "MUST respond with a 400"
@@ -25,7 +25,8 @@ an https URI over a plain connection            421     RFC 9110 §7.4: MUST, bu
 too long target, header section, too many       414 431 `minibg.server.limits`
 ==============================================  ======  ==============================================================
 
-Blank lines before a request are skipped (RFC 9112 §2.2 SHOULD); the connection does that.
+Two of these things the connection does, which knows more than the bytes: it skips blank lines before a request (RFC 9112
+§2.2, SHOULD), and it compares the scheme of a URI with its own.
 
 Rules of this file: no state, no input or output. `Refused` carries the status; its text is for the log, never for the
 client, who wrote the bytes and may be trying them on somebody else's browser.

@@ -6,7 +6,8 @@ to each it answers "complete" or "failed".
 
 - An application that raises or returns before it has answered the startup does not speak lifespan. The server goes on
   without (the specification says MUST) and sends it no shutdown.
-- "lifespan.startup.failed" is raised as `StartupFailed`, with the application's message.
+- "lifespan.startup.failed" is raised as `StartupFailed`, with the application's message. Many frameworks say "failed" and
+  raise as well; that is one failure and is told once.
 - What the application puts into ``scope["state"]`` during startup is what each request gets a shallow copy of.
 - There is no deadline here. In minibg the tasks are drained inside the shutdown (`minibg.after_response`), and the pool
   has deadlines of its own. Who cannot wait calls `give_up`.
@@ -83,7 +84,7 @@ class Lifespan:
         except Exception as error:
             if not self._answer:
                 logger.info("the application does not speak lifespan: %r", error)
-            else:  # Starlette says "failed" and raises: that is one failure, and it is told already
+            else:
                 level = logging.DEBUG if self._answer["type"].endswith(".failed") else logging.ERROR
                 logger.log(level, "the lifespan of the application failed", exc_info=error)
         finally:

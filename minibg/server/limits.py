@@ -49,15 +49,16 @@ class Limits:
     keep_alive: float = _option(75.0, "seconds an idle connection is kept open")
     #: Bytes of the request target. RFC 9112 §3 asks for a request line of 8,000 octets at least.
     max_target: int = _option(8192, "bytes of a request target (414)")
-    #: Bytes of the header section, or of the trailer section. Node takes 16 KiB, Tomcat 8, nginx 32.
+    #: Bytes of the header section, of the trailer section, or of chunk extensions beyond the size of their body. Node
+    #: takes 16 KiB, Tomcat 8, nginx 32.
     max_header_bytes: int = _option(32768, "bytes of a header section (431)")
     #: Header fields in one request. hyper and nginx stop at 100 and at 1,000 (for HTTP/2).
     max_headers: int = _option(100, "number of header fields (431)")
     #: Bytes of a request body. nginx takes 1 MiB and everybody raises it; a limit that is a guard, not a policy.
     max_body: int = _option(100 * 1024 * 1024, "bytes of a request body (413)")
     #: Connections at once, idle ones included. With TLS one counts from the end of its handshake, which asyncio does
-    #: before it shows us the client, and which has ``header_timeout`` seconds. As many again may be in the course of being
-    #: refused. Beyond that the process's file descriptors are the bound: 1,024 by default on Linux.
+    #: before it shows us the client, and which has ``header_timeout`` seconds. As many again may be about to be refused.
+    #: Beyond that the process's file descriptors are the bound: 1,024 by default on Linux.
     max_connections: int = _option(1000, "open connections (503)")
     #: Seconds a stop waits for responses in flight. Docker and Kubernetes kill after 10 and 30.
     graceful_timeout: float = _option(10.0, "seconds a stop waits for responses in flight")

@@ -36,7 +36,7 @@ def naming(what: object) -> Iterator[None]:
 
 
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
-    """A bound socket for each address of the host; an empty host means all. Raises OSError, and ValueError for no port."""
+    """A bound socket for each address of the host; an empty host means all. Raises OSError or ValueError."""
     if not 0 <= port < 1 << 16:  # getaddrinfo takes what is left when 65,536 is subtracted
         raise ValueError(f"{port} is not a port: 0 to 65535")
     sockets: list[socket.socket] = []

@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
         self._scope["root_path"] = server.root_path
         server.connections.add(self)
         self._deadline = server.deadline(server.limits.header_timeout)
-        # Those that are refused linger a moment with their answer. They keep nobody out, and there may be as many again.
+        # Those that are refused linger with their answer. They keep nobody out, and there may be as many again.
         limit, refused = server.limits.max_connections, server.refused
         if server.stopping.is_set() or len(server.connections) - len(refused) > limit:
             refused.add(self)
@@ -386,7 +386,7 @@ class Connection(asyncio.Protocol):
         A Unix socket knows at once. Over TCP it takes a probe that is answered with a reset (see `minibg.server.listen`):
         about a minute, in which an application that waits for "http.disconnect" and sends nothing has to be waited for.
         """
-        if not hasattr(select, "poll"):  # pragma: no cover - Windows: the next write finds it out
+        if not hasattr(select, "poll"):  # pragma: no cover - on Windows the next write has to find it out
             return False
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), 0)

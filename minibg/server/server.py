@@ -8,8 +8,8 @@ A server is made of nothing but its settings; ``async with`` starts it and stops
 It installs no signal handler, configures no logging and never exits the process: whoever runs it does
 (`minibg.serving`). Two of them live in one loop.
 
-Starting: bind, let the application start (`minibg.server.lifespan`), then accept. Stopping is the way back, in phases of
-which each has its end and its line in the log:
+Starting: bind, let the application start (`minibg.server.lifespan`), then listen and accept; a start that fails leaves
+nothing behind. Stopping is the way back, in phases of which each has its end and its line in the log:
 
 1. No new connections. Idle connections, and those that have sent half a head, are closed; the others close after the
    response they are at. The scope's extension "minibg.stopping" is set, so that endless streams can end themselves.

@@ -307,7 +307,9 @@ async def test_a_tls_connection_persists(tls: tuple[dict[str, str], ssl.SSLConte
     "The server sends a closure alert before it closes: after a response, a refusal, in idleness.",
 )
 @pytest.mark.parametrize(
-    ("data", "answer"), [(GET_CLOSE, CLOSED), (b"nonsense\r\n\r\n", refused(400)), (GET, KEPT), (b"", b"")]
+    ("data", "answer"),
+    [(GET_CLOSE, CLOSED), (b"nonsense\r\n\r\n", refused(400)), (GET, KEPT), (b"", b"")],
+    ids=["close", "refused", "idle", "silent"],
 )
 async def test_a_closure_alert_ends_a_tls_connection(
     data: bytes, answer: bytes, tls: tuple[dict[str, str], ssl.SSLContext]
