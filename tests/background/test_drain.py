@@ -394,6 +394,18 @@ async def test_the_log_says_what_a_stop_waits_for(caplog: pytest.LogCaptureFixtu
     )
 
 
+async def test_one_task_is_not_called_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "minibg.background")
+    async with started(Pool(clock=FakeClock())) as pool:
+        hold = BackgroundTasks(pool)
+        hold.add_task(nothing)
+        stop = asyncio.create_task(pool.stop())
+        await turn()
+        hold.release()
+        await stop
+    assert caplog.messages[0] == "waiting up to 30 s for 1 task: 1 held, 0 ready, 0 running, 0 waiting"
+
+
 async def test_one_line_per_run_that_did_not_finish_and_a_summary(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     async with started(Pool(workers=1, drain_timeout=1, clock=clock)) as pool:
