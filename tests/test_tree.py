@@ -47,11 +47,11 @@ def count(*places: str) -> int:
 def test_the_core_fits_in_one_evening() -> None:
     core = count("background", "server", "web", "after_response.py")
     durable_journal = count("background/sqlite.py", "background/durable.py")
-    assert core - durable_journal < 3500
+    assert core - durable_journal < 3600
 
 
 def test_the_whole_package_stays_small() -> None:
-    assert count(".") < 4500
+    assert count(".") < 4700
 
 
 def test_each_folder_knows_only_what_it_may() -> None:

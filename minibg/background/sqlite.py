@@ -32,6 +32,7 @@ import json
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -274,6 +275,8 @@ class File:
         self._owner = f"process {os.getpid()}"
         self._database: sqlite3.Connection | None = None
         self._synchronous = ""
+        #: Set when all that is left of writing a group is SQLite's, which needs no lock of the interpreter.
+        self.begun = threading.Event()
 
     def open(self, now: float) -> tuple[list[Row], int]:
         """Become the owner, and count what was running as a crash. Gives the unfinished rows in order, and the last seq.
@@ -383,10 +386,14 @@ class File:
         if self._synchronous != (synchronous := "FULL" if power else "NORMAL"):
             self._execute(f"PRAGMA synchronous = {synchronous}")
             self._synchronous = synchronous
-        if group.claims or any(kinds):
+        self.begun.set()
+        if count := len(group.claims) + sum(map(len, kinds)):
+            before = self._changes()
             self._execute(WRITE_GROUP, (*rows, claims, self._owner, now))
-        if group.claims:
-            group.claimed = {seq for (seq,) in self._execute(CLAIMED, (claims,)).fetchall()}
+            if self._changes() - before == count:  # Every row was changed, so every claim was granted.
+                group.claimed = set(group.claims)
+            else:
+                group.claimed = {seq for (seq,) in self._execute(CLAIMED, (claims,)).fetchall()}
 
     def _heed(self, now: float) -> list[tuple[str, Row]]:
         """Do what `minibg tasks` asks for, as far as the file can tell. Gives what was asked, and the rows as they are then."""
@@ -414,6 +421,10 @@ class File:
     def _last_seq(self) -> int:
         (last,) = self._execute("SELECT max(seq) FROM runs").fetchone()
         return last or 0
+
+    def _changes(self) -> int:
+        assert self._database is not None
+        return self._database.total_changes
 
     def _select(self, statement: str, values: tuple[Any, ...] = ()) -> list[Row]:
         return [Row(*row) for row in self._execute(statement, values)]
