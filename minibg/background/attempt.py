@@ -26,7 +26,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from minibg.background.result import Event
+from minibg.background.result import Event, TaskStatus
 from minibg.background.run import Cut, Run
 from minibg.background.task import Kind
 from minibg.background.threads import Threads
@@ -97,9 +97,12 @@ async def _await(awaitable: Any) -> Outcome:
 
 def _call(run: Run) -> Outcome:
     try:
-        return Outcome(run.function(*run.args, **run.kwargs))
+        value = run.function(*run.args, **run.kwargs)
     except BaseException as error:  # noqa: BLE001 - an attempt never raises, see above.
         return Outcome(error=error)
+    if run.result.status is not TaskStatus.RUNNING and inspect.iscoroutine(value):
+        value.close()  # Over its timeout, or the pool has stopped: nobody may be there any more who would await it.
+    return Outcome(value)
 
 
 def judge(run: Run, outcome: Outcome, random: Callable[[], float]) -> Verdict:

@@ -150,13 +150,16 @@ class Queue:
                 self.taken += 1
 
     def _serve_those_who_wait(self) -> None:
-        while self._waiting_for_places and self._fits(self._waiting_for_places[0][0]):
-            runs, future = self._waiting_for_places.popleft()
+        while self._waiting_for_places:
+            runs, future = self._waiting_for_places[0]
+            if future.done() or not self._fits(runs):  # Who was cancelled and is not awake yet leaves by `_forget`.
+                return
+            self._waiting_for_places.popleft()
             self._take(runs)
             future.set_result(None)
 
     def _refuse(self, waiter: tuple[Sequence[Run], asyncio.Future[None]]) -> None:
-        if waiter in self._waiting_for_places:
+        if waiter in self._waiting_for_places and not waiter[1].done():
             self._waiting_for_places.remove(waiter)
             waiter[1].set_exception(self.full(len(waiter[0])))
             self._serve_those_who_wait()

@@ -119,7 +119,7 @@ class Task(Generic[P, R]):
         copied: dict[str, object] = {name: getattr(self.function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
         self.__dict__.update(copied, __wrapped__=self.function)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
 
     def using(self, **changes: Unpack[CallOptions]) -> "Task[P, R]":

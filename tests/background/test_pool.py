@@ -130,7 +130,9 @@ async def test_options_never_share_a_namespace_with_the_functions_arguments() ->
     def takes(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return args, kwargs
 
-    words: dict[str, Any] = dict.fromkeys(["func", "function", "name", *(each.name for each in fields(Options))], 3)
+    words: dict[str, Any] = dict.fromkeys(
+        ["func", "function", "self", "name", *(each.name for each in fields(Options))], 3
+    )
     async with Pool() as pool:
         hold = BackgroundTasks(pool)
         results = [

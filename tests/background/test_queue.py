@@ -155,6 +155,33 @@ async def test_a_waiter_cancelled_in_the_moment_it_got_its_places_gives_them_bac
     assert (queue.taken, clock.pending()) == (0, [])
 
 
+async def test_a_waiter_cancelled_in_the_moment_a_place_is_given_back_lets_the_next_pass() -> None:
+    clock = FakeClock()
+    queue = Queue(1, clock)
+    holder, cancelled, served = runs(clock, 3)
+    queue.take_place_nowait(holder)
+    waiting = [asyncio.create_task(queue.take_places([run], 5)) for run in (cancelled, served)]
+    await turn()
+    waiting[0].cancel()
+    queue.give_back(holder)  # It does not know yet that it is cancelled.
+    await asyncio.wait(waiting)
+    assert [each.cancelled() for each in waiting] == [True, False]
+    assert (cancelled.has_place, served.has_place, queue.taken) == (False, True, 1)
+
+
+async def test_a_waiter_cancelled_in_the_moment_of_its_deadline_is_cancelled() -> None:
+    clock = FakeClock()
+    queue = Queue(1, clock)
+    holder, other = runs(clock, 2)
+    queue.take_place_nowait(holder)
+    waiting = asyncio.create_task(queue.take_places([other], 5))
+    await turn()
+    waiting.cancel()
+    clock.advance(5)
+    await asyncio.wait([waiting])
+    assert (waiting.cancelled(), queue.taken) == (True, 1)
+
+
 async def test_a_cancelled_waiter_leaves_a_shared_run_the_place_another_took_for_it() -> None:
     clock = FakeClock()
     queue = Queue(2, clock)

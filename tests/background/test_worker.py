@@ -401,6 +401,43 @@ async def test_the_awaitable_of_a_call_over_its_timeout_is_not_begun() -> None:
     assert ([result.status for result in results], begun) == ([TaskStatus.FAILED] * 2, [])
 
 
+@pytest.mark.parametrize("timeout", [None, 3])
+@pytest.mark.parametrize("loop_is_open", [True, False])
+def test_the_coroutine_of_a_call_that_outlives_the_pool_is_closed(timeout: float | None, loop_is_open: bool) -> None:
+    """Else Python would warn that it was never awaited, and a warning is an error here."""
+    go, coroutines = threading.Event(), list[Any]()
+
+    async def nobody_awaits() -> None: ...
+
+    def returns_a_coroutine() -> Any:
+        go.wait()
+        coroutines.append(nobody_awaits())
+        return coroutines[0]
+
+    def the_threads_end() -> None:
+        go.set()
+        for thread in threading.enumerate():
+            if thread.name.startswith("minibg-task"):
+                thread.join(5)
+
+    async def stops() -> None:
+        clock = FakeClock()
+        async with Pool(workers=1, drain_timeout=0, clock=clock) as pool:
+            result = pool.enqueue(named("a", returns_a_coroutine, timeout=timeout))
+            await reached(pool, result, TaskStatus.RUNNING)
+            clock.advance(3)
+            stop = asyncio.create_task(pool.stop())
+            while not stop.done():
+                await asyncio.sleep(0)
+                clock.advance(0)
+        if loop_is_open:
+            await asyncio.to_thread(the_threads_end)
+
+    asyncio.run(stops())
+    the_threads_end()
+    assert [each.cr_frame for each in coroutines] == [None]
+
+
 async def test_the_awaitable_of_a_call_is_cancelled_at_the_timeout_of_both() -> None:
     clock, begun = FakeClock(), asyncio.Event()
 

@@ -27,15 +27,19 @@ async def count(number: int) -> None:
     next(finished)
 
 
-def minibg(folder: Path, tasks: int, durability: str) -> tuple[float, list[float]]:
-    """64 clients, each accepts one task, waits until that is on disk, and lets it go. Tasks a second, and seconds of each accept."""
+def minibg(folder: Path, tasks: int, durability: str, each: int = 1) -> tuple[float, list[float]]:
+    """64 clients; each adds ``each`` tasks as a response does, waits until they are on disk, and lets them go.
+
+    Tasks a second, and seconds of each accept.
+    """
     accepts: list[float] = []
 
     async def client(pool: Pool, numbers: "counter[int]") -> None:
-        while (number := next(numbers)) < tasks:
+        while (number := next(numbers)) * each < tasks:
             began = time.perf_counter()
             hold = BackgroundTasks(pool, "POST /count")
-            hold.add_task(count, number)
+            for _ in range(each):
+                hold.add_task(count, number)
             await hold.commit()
             accepts.append(time.perf_counter() - began)
             hold.release()
@@ -89,6 +93,7 @@ def huey(folder: Path, tasks: int, fsync: bool) -> tuple[float, list[float]]:
 
 CASES: dict[str, tuple[Callable[[Path], tuple[float, list[float]]], str]] = {
     "minibg, power": (lambda folder: minibg(folder, 40_000, "power"), "huey, fsync"),
+    "minibg, power, 3": (lambda folder: minibg(folder, 40_000, "power", each=3), "huey, fsync"),
     "huey, fsync": (lambda folder: huey(folder, 4_000, fsync=True), "huey, fsync"),
     "minibg, process": (lambda folder: minibg(folder, 40_000, "process"), "huey, no fsync"),
     "huey, no fsync": (lambda folder: huey(folder, 8_000, fsync=False), "huey, no fsync"),
