@@ -17,5 +17,6 @@ capability each:
 - `overflow`: a full queue
 - `watchdog`: a task that holds the loop, and how it is named
 - `cancel`, `stopping`: how it ends before its time
+- `durable`: a task outlives `kill -9`
 - `around_fastapi`: around an application of somebody else, under any server
 """
