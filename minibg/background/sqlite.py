@@ -141,20 +141,21 @@ TRIGGER = f"""
 WRITE_GROUP = "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)"
 CLAIMED = "SELECT seq FROM runs WHERE seq IN (SELECT value FROM json_each(?)) AND status = 'RUNNING'"
 # Reading.
-UNFINISHED = f"SELECT {COLUMNS} FROM runs WHERE finished_at IS NULL ORDER BY seq"
-INTERRUPTED = f"SELECT {COLUMNS} FROM runs WHERE finished_at IS NULL AND status = 'RUNNING'"
+# INDEXED BY: whatever statistics somebody may have left in the file (ANALYZE), these never walk through all runs. NOT INDEXED: by seq alone.
+UNFINISHED = f"SELECT {COLUMNS} FROM runs INDEXED BY unfinished WHERE finished_at IS NULL ORDER BY seq"
+INTERRUPTED = f"SELECT {COLUMNS} FROM runs INDEXED BY unfinished WHERE finished_at IS NULL AND status = 'RUNNING'"
 BY_ID = f"SELECT {COLUMNS} FROM runs WHERE id = ?"
 # An owner's own life.
 CRASHED = """UPDATE runs SET owner = NULL, excused = excused + 1, crashes = ?, status = ?, finished_at = ?, errors = ?
     WHERE seq = ?"""
-PUT_BACK = """UPDATE runs SET status = 'READY', owner = NULL, excused = excused + 1
+PUT_BACK = """UPDATE runs INDEXED BY unfinished SET status = 'READY', owner = NULL, excused = excused + 1
     WHERE finished_at IS NULL AND status = 'RUNNING'"""
 SWEEP_OLD = "DELETE FROM runs WHERE seq IN (SELECT seq FROM runs WHERE status = ? AND finished_at < ? LIMIT ?)"
 SWEEP_MANY = """DELETE FROM runs WHERE seq IN
-    (SELECT seq FROM runs WHERE seq < ? AND finished_at IS NOT NULL ORDER BY seq LIMIT ?)"""
+    (SELECT seq FROM runs NOT INDEXED WHERE seq < ? AND finished_at IS NOT NULL ORDER BY seq LIMIT ?)"""
 # What `minibg tasks` asks for, and what the owner makes of it.
 ASK = "UPDATE runs SET asked = ? WHERE id = ?"
-ASKED = f"SELECT {COLUMNS} FROM runs WHERE asked IS NOT NULL ORDER BY seq"
+ASKED = f"SELECT {COLUMNS} FROM runs INDEXED BY asked WHERE asked IS NOT NULL ORDER BY seq"
 FORGET = "UPDATE runs SET asked = NULL WHERE seq = ?"
 KEY_IS_TAKEN = "SELECT 1 FROM runs WHERE name = ? AND key = ? AND key IS NOT NULL AND finished_at IS NULL"
 RENEW = """UPDATE runs SET status = 'READY', finished_at = NULL, attempts = 0, excused = 0, crashes = 0, response = -seq
@@ -221,6 +222,7 @@ class Lock:
     """
 
     _held: ClassVar[set[str]] = set()
+    _deciding: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, path: str) -> None:
         self._path = os.path.realpath(path) + ".lock"
@@ -228,17 +230,21 @@ class Lock:
 
     def acquire(self, patience: float = LOCK_PATIENCE) -> bool:
         """Take the lock; wait for it at most ``patience`` seconds. False: somebody has it."""
-        if self._path in self._held:
-            return False
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._deciding:
+            if self._path in self._held:
+                return False
+            self._held.add(self._path)
+        try:
+            self._descriptor = descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            self._held.discard(self._path)
+            raise
         deadline = time.monotonic() + patience
         while not self._try(descriptor):
             if time.monotonic() >= deadline:
-                os.close(descriptor)
+                self.release()
                 return False
             time.sleep(0.02)
-        self._held.add(self._path)
-        self._descriptor = descriptor
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
         return True
@@ -295,7 +301,7 @@ class File:
                     "%s: %d unfinished tasks of an earlier life, %d were interrupted", self.path, len(rows), interrupted
                 )
             return rows, self._last_seq()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:
             self.release()
             raise JournalUnusable(f"{self.path} cannot be used as a journal: {error}") from error
         except JournalUnusable:
