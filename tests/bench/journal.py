@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import random
 import statistics
 import subprocess
 import sys
@@ -27,10 +28,10 @@ async def count(number: int) -> None:
     next(finished)
 
 
-def minibg(folder: Path, tasks: int, durability: str, each: int = 1) -> tuple[float, list[float]]:
+def minibg(folder: Path, tasks: int, durability: str, each: int = 1, pause: float = 0.0) -> tuple[float, list[float]]:
     """64 clients; each adds ``each`` tasks as a response does, waits until they are on disk, and lets them go.
 
-    Tasks a second, and seconds of each accept.
+    With a ``pause`` they come in no hurry, as clients do. Tasks a second, and seconds of each accept.
     """
     accepts: list[float] = []
 
@@ -43,6 +44,8 @@ def minibg(folder: Path, tasks: int, durability: str, each: int = 1) -> tuple[fl
             await hold.commit()
             accepts.append(time.perf_counter() - began)
             hold.release()
+            if pause:
+                await asyncio.sleep(random.uniform(0, 2 * pause))
 
     async def run() -> float:
         journal = None if durability == "memory" else folder / "minibg.db"
@@ -97,6 +100,7 @@ CASES: dict[str, tuple[Callable[[Path], tuple[float, list[float]]], str]] = {
     "huey, fsync": (lambda folder: huey(folder, 4_000, fsync=True), "huey, fsync"),
     "minibg, process": (lambda folder: minibg(folder, 40_000, "process"), "huey, no fsync"),
     "huey, no fsync": (lambda folder: huey(folder, 8_000, fsync=False), "huey, no fsync"),
+    "minibg, 1,000/s": (lambda folder: minibg(folder, 4_000, "power", pause=CLIENTS / 1000), "huey, fsync"),
     "minibg, memory": (lambda folder: minibg(folder, 40_000, "memory"), "huey, fsync"),
 }
 
