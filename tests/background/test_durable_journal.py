@@ -560,3 +560,67 @@ async def test_what_is_left_beyond_a_lower_limit_is_owed_and_nothing_new_is_acce
         assert (pool.statistics().waiting, pool.statistics().places_taken) == (5, 5)
         with pytest.raises(QueueFull):
             pool.enqueue(play, "new")
+
+
+async def test_what_is_cancelled_before_it_was_written_is_never_written(path: Path) -> None:
+    async with Pool(journal=path) as pool:
+        result = pool.enqueue(play, "a")
+        assert pool.cancel(result.id) is CancelOutcome.CANCELLED
+        await promised(pool, (play, "b"))
+        await pool.idle()
+    assert calls == ["b"]
+    assert rows(path) == [("play", "SUCCESSFUL")]
+
+
+async def test_a_value_that_is_not_json_is_for_this_life_only(path: Path) -> None:
+    class Thing: ...
+
+    async def make() -> Thing:
+        return Thing()
+
+    plays["a"] = make
+    async with Pool(journal=path) as pool:
+        result = await pool.enqueue(play, "a").wait()
+        assert isinstance(result.return_value, Thing)
+    async with Pool(journal=path) as pool:
+        assert (again := pool.get(result.id)) is not None
+        assert (again.status, again.return_value) == (TaskStatus.SUCCESSFUL, None)
+
+
+async def test_an_enqueue_that_the_disk_refused_is_written_with_its_claim(path: Path, disk: Disk) -> None:
+    async with Pool(journal=path) as pool:
+        disk.refuses = True
+        result = pool.enqueue(play, "a")
+        while disk.refused < 2:
+            await asyncio.sleep(0)
+        disk.refuses = False
+        await result.wait(30)
+    assert calls == ["a"]
+    assert rows(path, "status, attempts") == [("SUCCESSFUL", 1)]
+
+
+async def test_a_file_that_cannot_be_closed_in_order_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: File) -> None:
+        self.release()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with Pool(journal=path) as pool:
+        await pool.enqueue(play, "a").wait()
+        monkeypatch.setattr(File, "close", fail)
+    assert "was not closed in order; the next start counts what ran as a crash" in caplog.text
+
+
+async def test_two_first_requests_start_one_pool(path: Path) -> None:
+    app = AfterResponse(http([HEAD, {"type": "http.response.body"}], adds=[(play, "a")]), journal=path)
+
+    async def send(message: Any) -> None: ...
+
+    async def receive() -> Any: ...
+
+    scope = {"type": "http", "method": "POST", "path": "/x"}
+    await asyncio.gather(app(scope, receive, send), app(scope, receive, send))
+    await app.pool.idle()
+    await app.pool.stop()
+    assert calls == ["a", "a"]
