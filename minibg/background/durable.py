@@ -60,6 +60,8 @@ HEAD_START = 0.001
 RETRY_AFTER = 10
 #: A return value is kept in the file when it is JSON of at most so many characters. It is there to be looked at.
 VALUE_KEPT = 10_000
+#: Seconds: what waits longer waits ten thousand years. Infinity is no JSON, and a group that has it could never be written.
+FOR_EVER = 3e11
 #: NaN and Infinity are not JSON (RFC 8259 §6).
 STRICT = json.JSONEncoder(allow_nan=False)
 
@@ -140,9 +142,11 @@ class DurableJournal(Journal):
 
     async def commit(self, runs: Sequence[Run]) -> None:
         """Have these on disk. Raises JournalFailed; then none is there that was not there before."""
-        kept = [run for run in runs if run.payload is not None]
+        kept = [run for run in runs if run.payload is not None and not run.result.is_finished]
+        # One that is not HELD is shared with a response that went before: this one's tasks do not stand behind it.
+        held = [run for run in kept if run.result.status is TaskStatus.HELD]
         for run in kept:
-            self._enter(run, kept[0])
+            self._enter(run, held[0] if run in held else run)
         for gathering in {self._entering[run]: None for run in kept if run in self._entering}:
             await gathering.written(self._loop)
             if gathering.refused is not None:
@@ -176,7 +180,7 @@ class DurableJournal(Journal):
 
     def get(self, id: str) -> TaskResult[Any] | None:
         result = super().get(id)
-        if result is None and self._reader is not None:
+        if result is None and self._reader is not None and id.isascii():  # It may be any text, from a path.
             row = self._reader.execute(BY_ID, (id,)).fetchone()
             return None if row is None else _result_of(Row(*row))
         return result
@@ -199,10 +203,10 @@ class DurableJournal(Journal):
 
     # Gathering.
 
-    def _enter(self, run: Run, first: Run) -> bool:
+    def _enter(self, run: Run, first: Run) -> None:
         """Put a run into the file that is not in it yet. ``first`` is the first of its response."""
         if run.seq:
-            return False
+            return
         self._seq += 1
         run.seq = self._seq
         run.response = first.response or first.seq
@@ -213,7 +217,8 @@ class DurableJournal(Journal):
         self._gathering.runs.append(run)
         self._entering[run] = self._gathering
         self._wake.set()
-        return True
+        if result.status is not TaskStatus.HELD:  # The disk had refused it when it was released.
+            self._change(run, Event.RELEASE)
 
     def _change(self, run: Run, event: Event) -> None:
         """Gather the row of what has happened to a run. START is the claim, PUT_BACK the close."""
@@ -244,7 +249,8 @@ class DurableJournal(Journal):
     def _due(self, run: Run) -> tuple[float, float | None]:
         """When a run is due, and how long it was to wait, if not for a time of day."""
         at_a_time = run.options.run_at is not None and not run.result.attempts
-        return self._now() + run.wait, None if at_a_time else run.wait
+        wait = min(run.wait, FOR_EVER)
+        return self._now() + wait, None if at_a_time else wait
 
     # Writing.
 
@@ -315,7 +321,7 @@ class DurableJournal(Journal):
         for row in rows:
             try:
                 run = self._run_of(row)
-            except (LookupError, TypeError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one row, the others run.
                 unknown.append(f"{row.name} {row.id} ({type(error).__name__}: {error})")
             else:
                 batches.setdefault(run.response, []).append(run)
@@ -426,7 +432,7 @@ def _short_json(value: object) -> str | None:
             text += part
             if len(text) > VALUE_KEPT:
                 return None
-    except (TypeError, ValueError, RecursionError):
+    except Exception:  # noqa: BLE001 - it is the task's own object, which may raise anything, or be changing.
         return None
     return text
 

@@ -125,8 +125,11 @@ COLUMNS = (
 END = f"""UPDATE runs SET (status, due_at, wait, finished_at, errors, value) = ({_extract(2, 3, 4, 5, 6, 7)}), owner = NULL
     FROM json_each(:ended) AS e WHERE seq = {_extract(0)} AND finished_at IS NULL
     AND ((status = 'RUNNING' AND attempts = {_extract(1)}) OR {_extract(2)} IN ('CANCELLED', 'DROPPED'))"""
-ENTER = f"""INSERT INTO runs (seq, id, response, name, payload, options, key, origin, added_at, status)
-    SELECT {_extract(*range(9))}, 'HELD' FROM json_each(:entered) AS e"""
+# A key that a row has whose task the journal does not know (yet) is left out: for its sake a whole group would be refused.
+ENTER = f"""INSERT INTO runs (seq, id, response, name, payload, options, origin, added_at, key, status)
+    SELECT {_extract(0, 1, 2, 3, 4, 5, 7, 8)}, CASE WHEN NOT EXISTS (SELECT 1 FROM runs WHERE key IS NOT NULL
+    AND finished_at IS NULL AND name = {_extract(3)} AND key = {_extract(6)}) THEN {_extract(6)} END, 'HELD'
+    FROM json_each(:entered) AS e"""
 MOVE = f"""UPDATE runs SET (response, status, due_at, wait, released_at) = ({_extract(1, 2, 3, 4, 5)})
     FROM json_each(:moved) AS e WHERE seq = {_extract(0)} AND finished_at IS NULL"""
 CLAIM = """UPDATE runs SET status = 'RUNNING', attempts = attempts + 1, owner = :owner, due_at = NULL,
@@ -301,7 +304,7 @@ class File:
                     "%s: %d unfinished tasks of an earlier life, %d were interrupted", self.path, len(rows), interrupted
                 )
             return rows, self._last_seq()
-        except (sqlite3.Error, OSError, ValueError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             self.release()
             raise JournalUnusable(f"{self.path} cannot be used as a journal: {error}") from error
         except JournalUnusable:
