@@ -1,7 +1,7 @@
 """What happens after a registration: a mail, an audit line, a cache refresh.
 
-Three ordinary functions. Only the mail is a `@task`, because it wants more than the defaults: it is tried three
-times, and none of the attempts may take longer than half a minute. Nothing here knows of HTTP.
+Three functions, each a `@task`, so that a journal can keep them (``--journal tasks.db``). The mail wants more than the
+defaults: it is tried three times, and none of the attempts may take longer than half a minute. Nothing here knows of HTTP.
 
 Settings come from the environment, and are read when a task runs:
 
@@ -86,10 +86,12 @@ def _to_file(message: EmailMessage) -> str:
     return str(file)
 
 
+@task
 def write_audit_line(address: str) -> None:
     with audit_log().open("a", encoding="utf-8") as log:
         log.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} registered {address}\n")
 
 
+@task
 def refresh_cache() -> None:
     cache["registrations"] = len(audit_log().read_text(encoding="utf-8").splitlines())
