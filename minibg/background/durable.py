@@ -23,6 +23,9 @@ refused in ``add_task`` with a TypeError that names the culprit. ``durable=False
 releases them when it starts. A delay goes on from where it was: if the clock was set back meanwhile, nobody waits
 longer than was said. Rows whose task is not known any more stay where they are, and the log names them.
 
+**The end.** A stop puts back what has not finished, and lets go of the file: another process may begin. Only when a thread goes on
+with a task, which nobody can stop, is the file kept until this process ends, so that no task is ever run by two.
+
 An ``enqueue`` cannot wait for a disk. It is written in the next group, at the latest with its claim.
 """
 
@@ -45,7 +48,7 @@ from minibg.background.clock import Clock
 from minibg.background.journal import Journal, JournalFailed
 from minibg.background.result import Event, TaskError, TaskResult, TaskStatus
 from minibg.background.retry import Retry
-from minibg.background.run import Run
+from minibg.background.run import Cut, Run
 from minibg.background.sqlite import BY_ID, Durability, File, Group, Row, connect
 from minibg.background.task import TASKS, Options, Task, innermost, kind_of
 from minibg.background.threads import Threads
@@ -172,6 +175,8 @@ class DurableJournal(Journal):
 
     def note(self, run: Run, event: Event, *, error: TaskError | None = None, value: object = None) -> None:
         super().note(run, event, error=error, value=value)
+        if event is Event.PUT_BACK and (run.attempt is not None or run.cut is not Cut.STOP):
+            self._file.outlasted = True
         if run.payload is not None:
             if event in (Event.RELEASE, Event.DEFER):
                 self._enter(run, run)
@@ -322,7 +327,7 @@ class DurableJournal(Journal):
             try:
                 run = self._run_of(row)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one row, the others run.
-                unknown.append(f"{row.name} {row.id} ({type(error).__name__}: {error})")
+                unknown.append(f"{row.describe()} ({type(error).__name__}: {error})")
             else:
                 batches.setdefault(run.response, []).append(run)
         if unknown:
@@ -414,7 +419,9 @@ def _options(own: Options, row: Row) -> Options:
     if changes.get("run_at") is not None:
         changes["run_at"] = datetime.fromisoformat(changes["run_at"])
     if changes.get("retry") is not None:
-        changes["retry"] = replace(own.retry or Retry(), **changes["retry"])
+        changes["retry"] = replace(
+            own.retry or Retry(), **{name: changes["retry"][name] for name in ("attempts", "base", "cap")}
+        )
     return replace(own, key=row.key, **changes)
 
 

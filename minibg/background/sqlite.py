@@ -35,7 +35,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -193,6 +193,10 @@ class Row:
     value: str | None
     asked: str | None
 
+    def describe(self) -> str:
+        """Name it in the log, on one line whatever somebody has written into the file."""
+        return ascii(f"{self.name} {self.id}")[1:-1]
+
 
 @dataclass(slots=True, eq=False)
 class Group:
@@ -284,6 +288,8 @@ class File:
         self._owner = f"process {os.getpid()}"
         self._database: sqlite3.Connection | None = None
         self._synchronous = ""
+        #: Whether this process goes on with what it has put back (a thread cannot be stopped): then the lock ends with it.
+        self.outlasted = False
         #: Set when all that is left of writing a group is SQLite's, which needs no lock of the interpreter.
         self.begun = threading.Event()
 
@@ -342,7 +348,8 @@ class File:
         if self._database is not None:
             self._database.close()
             self._database = None
-        self._lock.release()
+        if not self.outlasted:
+            self._lock.release()
 
     # Opening.
 
@@ -356,11 +363,13 @@ class File:
             raise JournalUnusable(f"a journal needs SQLite 3.37 or newer, this is {sqlite3.sqlite_version}")
         # What the arguments of tasks tell is nobody else's business: readable for this user alone.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._database = database = connect(self.path, "rw")
-        version = schema_version(database, self.path)
-        (problem,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        # Read-only beside a log: the last who closes writes that into the file, which shall stay as it is when it is refused.
+        with closing(connect(self.path, "ro" if Path(f"{self.path}-wal").exists() else "rw")) as looked_at:
+            version = schema_version(looked_at, self.path)
+            (problem,) = looked_at.execute("PRAGMA quick_check(1)").fetchone()
         if problem != "ok":
-            raise JournalUnusable(f"{self.path} is damaged: {problem}")
+            raise JournalUnusable(f"{self.path} is damaged: {' '.join(problem.split())}")
+        self._database = database = connect(self.path, "rw")
         database.execute("PRAGMA journal_mode = WAL")
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
@@ -379,8 +388,11 @@ class File:
             if poison:
                 message = f"worker died: its process ended {crashes} times in the middle of it"
                 died = {"attempt": row.attempts, "type": "WorkerDied", "message": message, "traceback": "", "at": now}
-                errors = json.dumps([*json.loads(errors), died])
-                logger.error("%s %s failed: %s", row.name, row.id, message)
+                try:
+                    errors = json.dumps([*json.loads(errors), died])
+                except (ValueError, TypeError, RecursionError):  # Somebody has written something else there.
+                    errors = json.dumps([died])
+                logger.error("%s failed: %s", row.describe(), message)
             status = "FAILED" if poison else "READY"
             self._execute(CRASHED, (crashes, status, now if poison else None, errors, row.seq))
         return len(interrupted)

@@ -10,14 +10,15 @@ the order of its lines is the order of what happened, over all lives.
 """
 
 import asyncio
+import encodings.idna  # noqa: F401 - another user may not be able to import it later.
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from minibg.__main__ import main as command
@@ -25,9 +26,10 @@ from minibg.after_response import AfterResponse
 from minibg.asgi import ASGIApp, Message, Receive, Scope, Send
 from minibg.background import BackgroundTasks, JournalUnusable, Pool, Retry, sqlite, task
 from minibg.background.clock import SystemClock
+from minibg.background.durable import DurableJournal  # noqa: F401 - another user may not be able to import it later.
 from minibg.background.task import TASKS
-from minibg.serving import loop_factory
 from minibg.server import Server
+from minibg.serving import loop_factory
 
 OPTIONS: dict[str, Any] = {}
 LOG = -1
@@ -66,11 +68,22 @@ def fail_three_times(id: str, seconds: float = 0.0) -> None:
     raise RuntimeError(id)
 
 
-@task(name="fail once", retry=Retry(attempts=2, base=0))
-async def fail_once(id: str, marker: str) -> None:
-    """Fail at the first attempt that gets so far, in whatever life."""
-    await work(id)
-    os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+@task(name="stand", retry=Retry(attempts=3, base=0))
+async def stand(id: str, gate: str) -> None:
+    """Stand before a gate until it is opened, and fail then."""
+    say("start", id)
+    while not Path(gate).exists():
+        await asyncio.sleep(0.005)
+    say("end", id)
+    raise RuntimeError(id)
+
+
+@task(name="stand in a thread", retry=Retry(attempts=3, base=0))
+def stand_in_a_thread(id: str, gate: str) -> None:
+    say("start", id)
+    while not Path(gate).exists():
+        time.sleep(0.005)
+    say("end", id)
     raise RuntimeError(id)
 
 
@@ -153,6 +166,9 @@ async def serve_until_signalled() -> None:
     async with Server(served, fd=OPTIONS["fd"], access_log=False):
         say("serving", "-")
         await signalled.wait()
+    say("stopped", "-")
+    while "linger" in OPTIONS and not Path(OPTIONS["linger"]).exists():
+        await asyncio.sleep(0.005)
 
 
 def main() -> None:
@@ -167,8 +183,6 @@ def main() -> None:
         os.setgroups([])
         os.setgid(OPTIONS["user"])
         os.setuid(OPTIONS["user"])
-    if "file_size" in OPTIONS:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (OPTIONS["file_size"], resource.RLIM_INFINITY))
     if "command" in OPTIONS:
         command(OPTIONS["command"])
         return

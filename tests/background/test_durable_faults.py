@@ -8,14 +8,16 @@ import asyncio
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,11 @@ class Lives:
     @property
     def log(self) -> Path:
         return self.folder / "log.txt"
+
+    @property
+    def gate(self) -> Path:
+        """What the tasks stand before."""
+        return self.folder / "gate"
 
     def begin(self, *, serving: bool = False, **options: Any) -> subprocess.Popen[bytes]:
         """Begin a life: one that serves, or one that works until nothing is left."""
@@ -100,14 +107,24 @@ class Lives:
         text = self.log.read_text() if self.log.exists() else ""
         return [(what, id, int(pid)) for what, id, pid in (line.rsplit(" ", 2) for line in text.splitlines())]
 
-    def events(self) -> list[tuple[str, str]]:
+    def events(self) -> list[str]:
         """What the tasks told."""
-        return [(what, id) for what, id, _ in self.lines() if what in ("start", "end")]
+        return [f"{what} {id}" for what, id, _ in self.lines() if what in ("start", "end")]
 
     def wait_for(self, line: str) -> None:
+        """Wait until somebody has told that."""
+        self.wait_until(lambda: self.log.exists() and line in self.log.read_text().splitlines())
+
+    def wait_for_events(self, *events: str) -> None:
+        """Wait until the tasks have told this, and nothing else."""
+        self.wait_until(lambda: len(self.events()) >= len(events))
+        assert self.events() == [*events]
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Look every few milliseconds: there is nothing else to wait on in another process that may die."""
         deadline = time.monotonic() + PATIENCE
-        while line not in (self.log.read_text().splitlines() if self.log.exists() else ()):
-            assert time.monotonic() < deadline, (line, self.lines(), self.said())
+        while not condition():
+            assert time.monotonic() < deadline, (self.lines(), self.said())
             assert self.processes[-1].poll() is None, self.said()
             time.sleep(0.005)
 
@@ -165,9 +182,14 @@ async def post(listener: socket.socket, wish: dict[str, Any]) -> tuple[int, list
     status = int(head.split()[1])
     if status != 200:
         return status, []
-    if not content.endswith(b"\r\n0\r\n\r\n"):  # RFC 9112 §7.1: without its last chunk it is cut.
+    if b"\r\ntransfer-encoding: chunked" in head:
+        whole = content.endswith(b"\r\n0\r\n\r\n")
+        content = b"".join(content.split(b"\r\n")[1:-3:2]) if whole else b""
+    elif b"\r\ncontent-length: %d\r\n" % len(content) not in head:
+        content = b""
+    if not content:  # RFC 9112 §8: an answer that ends before its end.
         raise ConnectionError(answer)
-    return status, json.loads(b"".join(content.split(b"\r\n")[1:-3:2]))
+    return status, json.loads(content)
 
 
 # Killed.
@@ -377,3 +399,465 @@ def run_again(rows: list[dict[str, Any]], lines: Lines) -> Iterator[str]:
     kills = sum(what == "kill" for what, _, _ in lines)
     if sum(row["crashes"] for row in rows) > kills * WORKERS:
         yield f"more crashes than {kills} kills can make"
+
+
+# A task that ends its process.
+
+
+def test_a_task_that_kills_its_process_is_run_three_times_and_its_younger_siblings_then(lives: Lives) -> None:
+    server = lives.serve()
+    assert lives.post(call("kill its process", "poison"), call("work", "younger"))[0] == 200
+    assert server.wait(PATIENCE) == -signal.SIGKILL
+    assert [lives.begin().wait(PATIENCE) for _ in range(2)] == [-signal.SIGKILL] * 2
+    said = lives.finish()
+    assert lives.events() == ["start poison"] * 3 + ["start younger", "end younger"]
+    assert lives.statuses() == [("poison", "FAILED"), ("younger", "SUCCESSFUL")]
+    poison = lives.rows()[0]
+    assert (poison["attempts"], poison["crashes"]) == (3, 3)
+    [error] = json.loads(poison["errors"])
+    assert error["message"].startswith("worker died: ")
+    assert f"kill its process {poison['id']} failed: {error['message']}" in said
+    lives.finish()
+    assert len(lives.events()) == 5
+
+
+# Stopped.
+
+
+@pytest.mark.parametrize("name", ["stand", "stand in a thread"])
+def test_ten_stops_in_the_middle_of_a_task_are_neither_crashes_nor_attempts(lives: Lives, name: str) -> None:
+    for number in range(1, 11):
+        server = lives.serve()
+        if number == 1:
+            assert lives.post(call(name, "a", str(lives.gate)), call("work", "b"))[0] == 200
+        lives.wait_for_events(*["start a"] * number)
+        lives.stop(server)
+        row, younger = lives.rows()
+        assert (row["status"], row["attempts"], row["excused"], row["crashes"]) == ("READY", number, number, 0)
+        assert (younger["status"], younger["attempts"]) == ("READY", 0)
+    lives.gate.touch()
+    lives.finish()
+    assert lives.events() == ["start a"] * 10 + ["start a", "end a"] * 3 + ["start b", "end b"]
+    assert lives.statuses() == [("a", "FAILED"), ("b", "SUCCESSFUL")]
+
+
+def test_a_thread_that_outlasts_the_stop_keeps_its_task_from_the_next_process(lives: Lives) -> None:
+    leave = lives.folder / "leave"
+    server = lives.serve(linger=str(leave))
+    assert lives.post(call("stand in a thread", "a", str(lives.gate)))[0] == 200
+    lives.wait_for_events("start a")
+    server.send_signal(signal.SIGTERM)
+    lives.wait_for(f"stopped - {server.pid}")
+    code, message = lives.fail()
+    assert (code, lives.events()) == (1, ["start a"])
+    assert message == f"JournalUnusable: {lives.journal} is in use by process {server.pid}: a journal has one owner"
+    leave.touch()
+    assert server.wait(PATIENCE) == 0
+    lives.gate.touch()
+    lives.finish()
+    assert lives.events() == ["start a"] + ["start a", "end a"] * 3
+
+
+# A full disk.
+
+
+@dataclass
+class Disk:
+    """Where the journal is, and what makes it full for a process."""
+
+    lives: Lives
+    mounted: bool
+
+    def fill(self, process: subprocess.Popen[bytes]) -> None:
+        if not self.mounted:
+            size = Path(f"{self.lives.journal}-wal").stat().st_size
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            return
+        with suppress(OSError), (self.lives.journal.parent / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(512)):
+                pass
+
+    def make_room(self, process: subprocess.Popen[bytes]) -> None:
+        if self.mounted:
+            (self.lives.journal.parent / "filler").unlink()
+        else:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@pytest.fixture(params=["a small file system", "a limit of the process"])
+def disk(lives: Lives, request: pytest.FixtureRequest) -> Iterator[Disk]:
+    mounted = request.param == "a small file system"
+    folder = lives.folder / "disk"
+    folder.mkdir()
+    lives.pool["journal"] = str(folder / "tasks.db")
+    if mounted:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "minibg-test", str(folder)]
+        outcome = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if outcome.returncode:
+            pytest.skip(f"nothing can be mounted here: {outcome.stderr}")
+    yield Disk(lives, mounted)
+    lives.end()
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_a_full_disk_refuses_new_tasks_keeps_the_accepted_ones_and_is_forgotten_when_there_is_room(
+    disk: Disk, durability: str
+) -> None:
+    lives = disk.lives
+    lives.pool["durability"] = durability
+    server = lives.serve()
+    assert lives.post(call("stand", "a", str(lives.gate)), call("work", "b"))[0] == 200
+    lives.wait_for_events("start a")
+    disk.fill(server)
+    for _ in range(3):
+        assert lives.post(call("work", "refused"), call("work", "refused too"))[0] == 503
+    lives.gate.touch()
+    lives.wait_until(lambda: "end a" in lives.events())
+    assert lives.post(call("work", "refused"))[0] == 503
+    disk.make_room(server)
+    assert lives.post(call("work", "c"))[0] == 200
+    lives.wait_until(lambda: {"end b", "end c"} <= {*lives.events()})
+    lives.stop(server)
+    lives.finish()
+    assert sorted(lives.events()) == sorted(["start a", "end a"] * 3 + ["start b", "end b", "start c", "end c"])
+    assert lives.statuses() == [("a", "FAILED"), ("b", "SUCCESSFUL"), ("c", "SUCCESSFUL")]
+    assert "; its tasks are refused, or wait" in lives.said(0)
+    assert f"{lives.journal} is written again" in lives.said(0)
+
+
+def test_a_process_killed_while_the_disk_is_full_loses_nothing_that_it_had_accepted(disk: Disk) -> None:
+    lives = disk.lives
+    server = lives.serve()
+    assert lives.post(call("stand", "a", str(lives.gate)), call("work", "b"))[0] == 200
+    lives.wait_for_events("start a")
+    disk.fill(server)
+    assert lives.post(call("work", "refused"))[0] == 503
+    lives.kill(server)
+    if disk.mounted:
+        code, message = lives.fail()
+        assert (code, message.startswith(f"JournalUnusable: {lives.journal} cannot be used as a journal: ")) == (
+            1,
+            True,
+        )
+        disk.make_room(server)
+    lives.gate.touch()
+    lives.finish()
+    assert lives.events() == ["start a"] + ["start a", "end a"] * 3 + ["start b", "end b"]
+    assert lives.statuses() == [("a", "FAILED"), ("b", "SUCCESSFUL")]
+
+
+# A file that cannot be used.
+
+
+def a_text(lives: Lives) -> str:
+    lives.journal.write_text("Dear diary,\n" * 1000)
+    return f"{lives.journal} cannot be used as a journal: file is not a database"
+
+
+def a_database_of_another_application(lives: Lives) -> str:
+    with closing(sqlite3.connect(lives.journal)) as database, database:
+        database.execute("CREATE TABLE runs (miles REAL)")
+    return f"{lives.journal} is a database of another application"
+
+
+def a_database_of_another_application_that_was_killed(lives: Lives) -> str:
+    message = a_database_of_another_application(lives)
+    script = (
+        "import os, sqlite3; database = sqlite3.connect('tasks.db', isolation_level=None);"
+        "database.execute('PRAGMA journal_mode = WAL'); database.execute('INSERT INTO runs VALUES (26.2)'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=lives.folder, check=True)
+    assert Path(f"{lives.journal}-wal").stat().st_size > 0
+    return message
+
+
+def a_journal(lives: Lives) -> bytes:
+    lives.finish(enqueue=[call("work", f"{number}: {'x' * 500}") for number in range(100)])
+    return lives.journal.read_bytes()
+
+
+def a_journal_of_a_newer_version(lives: Lives) -> str:
+    a_journal(lives)
+    lives.edit("PRAGMA user_version = 4000")
+    return f"{lives.journal} has schema 4000, of a newer minibg: this one reads up to "
+
+
+def a_journal_that_ends_in_its_middle(lives: Lives) -> str:
+    content = a_journal(lives)
+    lives.journal.write_bytes(content[: len(content) // 2])
+    return f"{lives.journal} cannot be used as a journal: database disk image is malformed"
+
+
+def the_head_of_a_journal(lives: Lives) -> str:
+    lives.journal.write_bytes(a_journal(lives)[:100])
+    return f"{lives.journal} cannot be used as a journal: "
+
+
+def a_journal_with_a_page_of_something_else(lives: Lives) -> str:
+    content = a_journal(lives)
+    lives.journal.write_bytes(content[:8192] + b"x" * 4096 + content[12288:])
+    return f"{lives.journal} "
+
+
+def a_folder(lives: Lives) -> str:
+    lives.journal.mkdir()
+    return f"{lives.journal} cannot be used as a journal: [Errno 21] Is a directory: "
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        a_text,
+        a_database_of_another_application,
+        a_database_of_another_application_that_was_killed,
+        a_journal_of_a_newer_version,
+        a_journal_that_ends_in_its_middle,
+        the_head_of_a_journal,
+        a_journal_with_a_page_of_something_else,
+        a_folder,
+    ],
+)
+def test_a_file_that_is_no_journal_is_refused_with_its_name_and_left_as_it_is(
+    lives: Lives, make: Callable[[Lives], str]
+) -> None:
+    message = make(lives)
+    before = None if lives.journal.is_dir() else lives.journal.read_bytes()
+    refused(lives, message)
+    if before is not None:
+        assert lives.journal.read_bytes() == before
+
+
+def refused(lives: Lives, message: str, **options: Any) -> None:
+    """A pool on the journal raises JournalUnusable, and the command ends with 3, with the same message."""
+    code, said = lives.fail(**options)
+    assert (code, said[: len(message) + 17]) == (1, f"JournalUnusable: {message}")
+    command = ["__main__:app", "--journal", str(lives.journal), "--port", "0", "--loop", "asyncio"]
+    code, said = lives.fail(command=command, **options)
+    assert (code, message in said) == (3, True), said
+
+
+def test_a_file_that_may_not_be_written_is_refused_and_left_as_it_is(lives: Lives) -> None:
+    """By a user to whom modes apply; in a folder that this user can reach."""
+    content = a_journal(lives)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        lives.pool["journal"] = f"{folder}/tasks.db"
+        lives.journal.write_bytes(content)
+        lives.journal.chmod(0o444)
+        user = {"user": 65534} if os.getuid() == 0 else {}
+        refused(lives, f"{lives.journal} cannot be used as a journal: [Errno 13] Permission denied: ", **user)
+        assert lives.journal.read_bytes() == content
+
+
+# A file that others use.
+
+
+def test_a_second_owner_is_refused_with_the_name_of_the_file_and_of_the_first_who_goes_on(lives: Lives) -> None:
+    server = lives.serve()
+    refused(lives, f"{lives.journal} is in use by process {server.pid}: a journal has one owner")
+    lives.processes.append(server)
+    assert lives.post(call("work", "a"))[0] == 200
+    lives.wait_for_events("start a", "end a")
+    lives.stop(server)
+    lives.finish()
+    assert lives.statuses() == [("a", "SUCCESSFUL")]
+
+
+def test_a_lock_on_the_database_refuses_a_start_and_leaves_the_file_as_it_is(lives: Lives) -> None:
+    content = a_journal(lives)
+    with closing(sqlite3.connect(lives.journal, isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        refused(lives, f"{lives.journal} cannot be used as a journal: database is locked", busy_timeout=0.1)
+    assert lives.journal.read_bytes() == content
+
+
+def test_a_lock_on_the_database_refuses_tasks_while_it_lasts_and_none_that_was_accepted_is_lost(lives: Lives) -> None:
+    server = lives.serve(busy_timeout=0.1)
+    assert lives.post(call("stand", "a", str(lives.gate)), call("work", "b"))[0] == 200
+    lives.wait_for_events("start a")
+    with closing(sqlite3.connect(lives.journal, isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        assert lives.post(call("work", "refused"))[0] == 503
+        lives.gate.touch()
+        lives.wait_for("end a " + str(server.pid))
+        assert lives.post(call("work", "refused"))[0] == 503
+    assert lives.post(call("work", "c"))[0] == 200
+    lives.wait_until(lambda: {"end b", "end c"} <= {*lives.events()})
+    lives.stop(server)
+    assert sorted(lives.events()) == sorted(["start a", "end a"] * 3 + ["start b", "end b", "start c", "end c"])
+    assert lives.statuses() == [("a", "FAILED"), ("b", "SUCCESSFUL"), ("c", "SUCCESSFUL")]
+
+
+# A clock that was set back.
+
+
+def test_nobody_waits_longer_than_was_said_when_the_clock_was_set_back(lives: Lives) -> None:
+    server = lives.serve()
+    assert lives.post(call("work", "a", delay=1.0))[0] == 200
+    lives.wait_until(lambda: lives.rows()[0]["status"] == "WAITING")
+    lives.kill(server)
+    for hours in (1, 2):  # Killed while it waits, and again.
+        server = lives.serve(shift=-3600 * hours)
+        assert lives.rows()[0]["status"] == "WAITING"
+        lives.kill(server)
+    lives.finish(shift=-3600 * 3)  # Within seconds, or this gives up.
+    assert lives.events() == ["start a", "end a"]
+
+
+def test_the_order_is_that_of_acceptance_though_the_clock_was_set_back(lives: Lives) -> None:
+    lives.pool["workers"] = 1
+    server = lives.serve()
+    assert lives.post(call("stand", "a", str(lives.gate)))[0] == 200
+    assert lives.post(call("work", "b"), call("work", "c"))[0] == 200
+    lives.wait_for_events("start a")
+    lives.kill(server)
+    server = lives.serve(shift=-3600)
+    lives.wait_for_events("start a", "start a")
+    assert lives.post(call("work", "d"))[0] == 200
+    lives.kill(server)
+    assert [row["added_at"] for row in lives.rows()] != sorted(row["added_at"] for row in lives.rows())
+    lives.gate.touch()
+    lives.finish(shift=-7200)
+    told = [event for event in lives.events() if not event.endswith(" a")]
+    assert told == ["start b", "end b", "start c", "end c", "start d", "end d"]
+
+
+def test_what_is_kept_for_a_day_goes_a_day_later_and_not_because_a_clock_was_set_back(lives: Lives) -> None:
+    lives.finish(enqueue=[call("work", "a"), call("fail", "b")])
+    lives.finish(enqueue=[call("work", "c")], shift=-3600)
+    server = lives.serve(shift=-7200)
+    lives.wait_until(lambda: ticked(lives))
+    lives.stop(server)
+    assert lives.statuses() == [("a", "SUCCESSFUL"), ("b", "FAILED"), ("c", "SUCCESSFUL")]
+    lives.serve(shift=24.5 * 3600)
+    lives.wait_until(lambda: len(lives.rows()) < 3)
+    lives.wait_until(lambda: lives.statuses() == [("b", "FAILED")])
+
+
+def ticked(lives: Lives) -> bool:
+    """Whether the owner has looked for what is asked and what is old. The first call asks it something."""
+    asked = [row["asked"] for row in lives.rows()]
+    if not any(asked) and not lives.gate.exists():
+        lives.edit("UPDATE runs SET asked = 'cancel' WHERE seq = 1")
+        lives.gate.touch()
+        return False
+    return not any(asked)
+
+
+# A request that is repeated.
+
+
+def test_a_request_that_is_repeated_with_a_key_after_a_lost_answer_gets_the_same_run(lives: Lives) -> None:
+    wanted = call("stand", "a", str(lives.gate), key="order 66")
+    server = lives.begin(serving=True, die=True)
+    with pytest.raises(OSError):
+        lives.post(wanted)
+    assert server.wait(PATIENCE) == -signal.SIGKILL
+    [id] = [row["id"] for row in lives.rows()]
+    for starts in (1, 2):
+        server = lives.serve()
+        assert [lives.post(wanted) for _ in range(3)] == [(200, [id])] * 3
+        lives.wait_for_events(*["start a"] * starts)
+        lives.kill(server)
+    lives.gate.touch()
+    lives.finish()
+    assert [row["id"] for row in lives.rows()] == [id]
+    assert lives.events() == ["start a"] * 2 + ["start a", "end a"] * 3
+    lives.serve()
+    assert lives.post(wanted)[1] != [id]  # The run has ended: this is another order.
+
+
+def test_a_client_that_hung_up_and_asks_again_with_its_key_gets_the_same_run(lives: Lives) -> None:
+    wanted = call("stand", "a", str(lives.gate), key="order 66")
+    body = json.dumps({"tasks": [wanted]}).encode()
+    lives.serve()
+    with socket.create_connection(lives.listener.getsockname()) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    lives.wait_for_events("start a")
+    [id] = [row["id"] for row in lives.rows()]
+    assert lives.post(wanted) == (200, [id])
+    assert len(lives.rows()) == 1
+
+
+# A file that somebody has changed.
+
+
+@pytest.mark.parametrize(
+    ("status", "column", "value"),
+    [
+        ("READY", "name", "os.system"),
+        ("READY", "name", "tests.background.durable_process.later"),
+        ("READY", "name", "a name\nERROR forged"),
+        ("READY", "payload", '[["x"'),
+        ("READY", "payload", "null"),
+        ("READY", "payload", '["x", {}, 3]'),
+        ("READY", "payload", "[" * 100_000),
+        ("READY", "options", "[]"),
+        ("READY", "options", "{"),
+        ("READY", "options", '{"delay": "soon"}'),
+        ("READY", "options", '{"retry": {"on": ["Exception"]}}'),
+        ("READY", "options", '{"function": "os.system"}'),
+        ("READY", "errors", "{"),
+        ("READY", "errors", "[1]"),
+        ("READY", "value", "{"),
+        ("READY", "added_at", 1e300),
+        ("RUNNING", "name", "os.system"),
+        ("RUNNING", "payload", "null"),
+    ],
+)
+def test_a_row_that_cannot_be_run_is_kept_and_reported_and_runs_when_it_can_be(
+    lives: Lives, status: str, column: str, value: object
+) -> None:
+    server = lives.serve()
+    assert lives.post(call("stand", "a", str(lives.gate)), call("work", "x", 0))[0] == 200
+    lives.wait_for_events("start a")
+    lives.kill(server)
+    lives.gate.touch()
+    _, sound = lives.rows()
+    if status == "RUNNING":
+        lives.edit("UPDATE runs SET status = 'RUNNING', owner = 'process 1', attempts = 1 WHERE seq = 2")
+    lives.edit(f"UPDATE runs SET {column} = ? WHERE seq = 2", value)
+    said = lives.finish()
+    assert lives.events() == ["start a"] + ["start a", "end a"] * 3
+    _, kept = lives.rows()
+    crashes = {"attempts": 1, "excused": 1, "crashes": 1} if status == "RUNNING" else {}
+    assert kept == sound | {"status": "READY", column: value} | crashes
+    [report] = [line for line in said.splitlines() if "keeps what cannot be run" in line]
+    assert kept["id"] in report
+    assert "\nERROR forged" not in said
+    if value == "tests.background.durable_process.later":
+        lives.edit("UPDATE runs SET payload = '[[\"x\"], {}]'")
+        lives.finish(register=[value])
+    else:
+        lives.edit(f"UPDATE runs SET {column} = ? WHERE seq = 2", sound[column])
+        lives.finish()
+    assert lives.events()[-2:] == ["start x", "end x"]
+    assert lives.rows()[1]["status"] == "SUCCESSFUL"
+
+
+def test_a_poisonous_row_whose_errors_cannot_be_read_is_failed_all_the_same(lives: Lives) -> None:
+    lives.finish(enqueue=[call("work", "a", 0), call("work", "b", 0)])
+    lives.edit(
+        "UPDATE runs SET status = 'RUNNING', owner = 'process 1', finished_at = NULL, crashes = 2, errors = '{'"
+        " WHERE seq = 1"
+    )
+    lives.finish()
+    row = lives.rows()[0]
+    assert (row["status"], row["crashes"], died(row)) == ("FAILED", 3, True)
+
+
+def test_a_row_that_cannot_be_run_and_has_a_key_refuses_nobody_else(lives: Lives) -> None:
+    server = lives.serve()
+    assert lives.post(call("work", "x", 0, delay=60, key="order 66"))[0] == 200
+    lives.kill(server)
+    lives.edit("UPDATE runs SET payload = '{'")
+    lives.serve()
+
+    async def ask_together() -> list[tuple[int, list[str]]]:
+        wishes = [{"tasks": [call("work", "x", 0, key="order 66")]}, {"tasks": [call("work", "innocent", 0)]}]
+        return await asyncio.gather(*(post(lives.listener, wish) for _ in range(20) for wish in wishes))
+
+    answers = asyncio.run(ask_together())
+    assert {status for status, _ in answers[1::2]} == {200}

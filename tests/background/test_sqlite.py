@@ -695,11 +695,11 @@ def test_a_log_of_which_the_end_is_missing_has_all_up_to_there(file: File, path:
 
 def test_a_row_that_was_tampered_with_does_not_keep_the_lock(file: File, path: Path) -> None:
     write(file, *RUNNING_1)
-    change(path, "UPDATE runs SET crashes = 7, errors = 'no JSON'")
+    change(path, "UPDATE runs SET id = CAST(x'FF' AS TEXT)")  # No UTF-8: SQLite cannot give it back.
     file.release()
     with pytest.raises(JournalUnusable, match=re.escape(str(path))):
         File(str(path), "power").open(NOW)
-    change(path, "UPDATE runs SET crashes = 0")
+    change(path, "UPDATE runs SET id = 'id1'")
     file, found, _ = next_life(path)
     assert [seq for seq, *_ in found] == [1]
     file.close()
