@@ -262,7 +262,7 @@ async def kill_again_and_again(lives: Lives, load: Load, kills: int) -> None:
         loop, successor = ("uvloop", "asyncio")[number % 2], None
         if chance.random() < 0.3:
             successor = lives.begin(serving=True, loop=loop)
-            await asyncio.sleep(chance.uniform(0, 0.3))
+            await asyncio.sleep(chance.uniform(0, 0.7))  # It waits up to a second for its turn.
         lives.kill(process)
         process = successor or lives.begin(serving=True, loop=loop)
     load.ended = True
