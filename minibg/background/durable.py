@@ -38,6 +38,7 @@ import logging
 import os
 import reprlib
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -305,6 +306,8 @@ class DurableJournal(Journal):
         if what == "cancel":
             self._cancel(row.id)
         elif row.status == TaskStatus.READY and row.id not in self.unfinished:
+            # Its record begins anew: the end it had in this life is not the one to forget it by.
+            self._finished = deque(end for end in self._finished if end[1] != row.id)
             for runs in self._recovered([row]):
                 self._resume(runs)
 

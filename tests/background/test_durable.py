@@ -884,6 +884,27 @@ async def test_what_somebody_else_asks_to_retry_begins_anew_at_the_next_tick(pat
     assert calls == ["a", "a"]
 
 
+async def test_a_run_that_was_retried_in_the_same_life_is_forgotten_once_and_late(path: Path) -> None:
+    """It has ended twice. Forgetting it for each of them killed a worker."""
+    plays["a"], clock = fails, FakeClock()
+    async with Pool(journal=path, clock=clock, workers=1, keep_finished=2) as pool:
+        (result,) = await promised(pool, (play, "a"))
+        await result.wait()
+        change(path, ASK, "retry", result.id)
+        follower = pool.follow()
+        clock.advance(1)
+        async for transition in follower:
+            if (transition.id, transition.after) == (result.id, TaskStatus.FAILED):
+                break
+        again = pool.get(result.id)
+        assert (again is not result, again is not None) == (True, True)
+        await pool.enqueue(note, 0).wait()
+        assert pool.get(result.id) is again
+        for n in (1, 2, 3):
+            await asyncio.wait_for(pool.enqueue(note, n).wait(), 10)
+    assert rows(path, "status") == ["FAILED", *["SUCCESSFUL"] * 4]
+
+
 async def test_what_was_asked_for_while_nobody_ran_is_done_at_the_next_start(path: Path) -> None:
     plays["fails"] = fails
     async with Pool(journal=path, drain_timeout=0) as pool:
