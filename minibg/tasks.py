@@ -11,7 +11,7 @@ holds up nobody. Changing goes one way, because a journal has one owner: the wis
 whoever owns the file fulfils it. That is the server, within a second or so; if there is none, this command takes the
 lock and becomes the owner for a moment, which is all that a start would do.
 
-An id may be shortened, as long as it says which. Exit codes: 0, 1 when it cannot be done, with one line that says why.
+An id may be shortened, as long as it says which. What somebody else has written into the file is shown as it is. Exit codes: 0, 1 when it cannot be done, with one line that says why.
 """
 
 import argparse
@@ -32,6 +32,13 @@ from minibg.background.sqlite import ASK, COLUMNS, MIGRATIONS, File, Row, connec
 
 #: How often the lock is asked for, each time for a second, before the owner is called deaf.
 TRIES = 10
+# What is read, each by its index. "g" comes after every hexadecimal digit.
+NEWEST = f"SELECT {COLUMNS} FROM runs ORDER BY seq DESC LIMIT ?"
+ENDED = f"SELECT {COLUMNS} FROM runs WHERE finished_at IS NOT NULL AND status = ? ORDER BY finished_at DESC LIMIT ?"
+GOING_ON = f"SELECT {COLUMNS} FROM runs WHERE finished_at IS NULL AND status = ? ORDER BY seq DESC LIMIT ?"
+BEGINS_WITH = f"SELECT {COLUMNS} FROM runs WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2"
+COUNTS = """SELECT status, count(*) FROM runs WHERE finished_at IS NOT NULL GROUP BY status
+    UNION ALL SELECT status, count(*) FROM runs WHERE finished_at IS NULL GROUP BY status"""
 #: The time of a status on the list: the newest of these that a run has.
 TIMES = ("finished_at", "started_at", "released_at", "added_at")
 
@@ -52,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
                 print(json.dumps(_described(row), indent=2))
     except sqlite3.Error as error:
         _give_up(f"{options.file}: {error}")
-    except JournalUnusable as error:
+    except (JournalUnusable, UnicodeError) as error:
         _give_up(str(error))
 
 
@@ -83,8 +90,11 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _list(database: sqlite3.Connection, status: str | None, limit: int, *, as_json: bool) -> None:
-    newest = f"SELECT {COLUMNS} FROM runs {'WHERE status = ?2' if status else ''} ORDER BY seq DESC LIMIT ?1"
-    rows = [Row(*row) for row in database.execute(newest, (limit, status) if status else (limit,))]
+    if status is None:
+        found = database.execute(NEWEST, (limit,))
+    else:
+        found = database.execute(ENDED if TaskStatus(status).is_final else GOING_ON, (status, limit))
+    rows = [Row(*row) for row in found]
     if as_json:
         print(json.dumps([_described(row) for row in rows], indent=2))
         return
@@ -92,13 +102,12 @@ def _list(database: sqlite3.Connection, status: str | None, limit: int, *, as_js
         print(
             f"{row.id}  {row.status:10}  {_when(row)}  {row.name}  {ascii(row.origin)[1:-1]}  {_last_error(row)}".rstrip()
         )
-    counts = dict(database.execute("SELECT status, count(*) FROM runs GROUP BY status"))
+    counts = dict(database.execute(COUNTS))
     print(", ".join(f"{counts[status]} {status.lower()}" for status in TaskStatus if status in counts) or "no tasks")
 
 
 def _find(database: sqlite3.Connection, id: str) -> Row:
-    # "g" comes after every hexadecimal digit.
-    rows = database.execute(f"SELECT {COLUMNS} FROM runs WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2", (id,)).fetchall()
+    rows = database.execute(BEGINS_WITH, (id,)).fetchall()
     if len(rows) != 1:
         _give_up(f"more than one run begins with {id}" if rows else f"there is no run {id}")
     return Row(*rows[0])
@@ -138,13 +147,25 @@ def _described(row: Row) -> dict[str, Any]:
     """A row for people and programs: times as text, JSON as what it says."""
     described = asdict(row)
     for name in ("payload", "options", "errors", "value"):
-        described[name] = json.loads(described[name]) if described[name] is not None else None
+        described[name] = _loaded(described[name])
     for name in (*TIMES, "due_at"):
         described[name] = _time(described[name])
     for error in described["errors"]:
-        error["at"] = _time(error["at"])
-    described["args"], described["kwargs"] = described.pop("payload")
+        if isinstance(error, dict) and isinstance(error.get("at"), float):
+            error["at"] = _time(error["at"])
+    match described["payload"]:
+        case [list() as args, dict() as kwargs]:
+            described |= {"args": args, "kwargs": kwargs}
+            del described["payload"]
     return {name: described[name] for name in described if name not in ("seq", "response", "wait", "asked")}
+
+
+def _loaded(text: str | None) -> Any:
+    """Give what JSON says; what is none, as it is."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return text
 
 
 def _time(seconds: float | None) -> str | None:
@@ -157,5 +178,7 @@ def _when(row: Row) -> str:
 
 
 def _last_error(row: Row) -> str:
-    errors = json.loads(row.errors)
-    return f"{errors[-1]['type']}: {ascii(errors[-1]['message'])[1:-1]}" if errors else ""
+    match _loaded(row.errors):
+        case [*_, {"type": kind, "message": message}]:
+            return ascii(f"{kind}: {message}")[1:-1]
+    return ""

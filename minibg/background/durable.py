@@ -177,7 +177,7 @@ class DurableJournal(Journal):
     def note(self, run: Run, event: Event, *, error: TaskError | None = None, value: object = None) -> None:
         super().note(run, event, error=error, value=value)
         if event is Event.PUT_BACK and (run.attempt is not None or run.cut is not Cut.STOP):
-            self._file.outlasted = True
+            self._file.outlasted = True  # It runs in a thread, or swallows even the end: it goes on.
         if run.payload is not None:
             if event in (Event.RELEASE, Event.DEFER):
                 self._enter(run, run)
@@ -375,17 +375,13 @@ def _payload(run: Run) -> str:
     payload = _json([args, kwargs])
     if payload is not None:
         return payload
-    call = inspect.signature(function).bind(
-        *args, **kwargs
-    )  # Raises a TypeError of its own for a call that fits nothing.
+    # Which one is it? A call that fits nothing raises a TypeError of its own here.
+    call = inspect.signature(function).bind(*args, **kwargs)
     for name, value in call.arguments.items():
-        if (
-            _json(list(value) if call.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL else value)
-            is None
-        ):
-            raise TypeError(
-                f"argument {name} of {run.result.name} is not JSON: {reprlib.repr(value)} would not come back"
-            )
+        several = call.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        if _json(list(value) if several else value) is None:
+            shown = reprlib.repr(value)
+            raise TypeError(f"argument {name} of {run.result.name} is not JSON: {shown} would not come back")
     raise TypeError(f"the arguments of {run.result.name} are not JSON")
 
 

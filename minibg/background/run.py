@@ -9,7 +9,8 @@ empty context, and every attempt enters a copy of the snapshot: what a first att
 worker that runs tasks in its own context leaks from one request to the next (measured in aiojobs: the second and third
 request's job saw the first one's id).
 
-A run may be held by more than one response, when it has a ``key``: it is dropped only when the last of them drops it.
+A run may be held by more than one response, when it has a ``key``: it is dropped only when the last of them drops it, and
+released with the first that leaves. It stands in that one's line, and the others' tasks do not wait for it.
 """
 
 import asyncio
@@ -84,7 +85,7 @@ class Run:
         kwargs: dict[str, Any],
         origin: str,
         clock: Clock,
-        random_bits: Callable[[], str] = lambda: os.urandom(10).hex(),
+        random_bits: Callable[[], str],
     ) -> "Run":
         """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be run."""
         kind = kind_of(function)

@@ -331,7 +331,7 @@ class File:
             try:
                 group.asked = self._heed(now)
                 group.more = self._sweep(now)
-            except sqlite3.Error as error:
+            except Exception as error:  # noqa: BLE001 - as above: what is gathered next shall be written all the same.
                 logger.warning("%s: not swept this time: %s", self.path, error)
 
     def close(self) -> None:
@@ -461,9 +461,8 @@ class File:
             yield
             self._execute("COMMIT")
         except BaseException:
-            if (
-                self._database is not None and self._database.in_transaction
-            ):  # A full disk may have rolled back already.
+            # A full disk may have rolled back already.
+            if self._database is not None and self._database.in_transaction:
                 self._execute("ROLLBACK")
             raise
 

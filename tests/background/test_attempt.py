@@ -11,7 +11,7 @@ import pytest
 
 from minibg.background import Event, Pool, Retry, TaskStatus
 from minibg.background.attempt import Outcome, Verdict, attempt, judge
-from minibg.background.run import Cut, Run
+from minibg.background.run import Cut, RandomBits, Run
 from minibg.background.threads import Threads
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named, reached
@@ -74,7 +74,7 @@ async def test_an_awaitable_is_awaited_on_the_loop_afterwards(function: Callable
 
 
 def a_run(*, retry: Retry | None = None, attempts: int = 1, cut: Cut | None = None) -> Run:
-    run = Run.of(named("a", where, retry=retry, timeout=3), (), {}, "", FakeClock())
+    run = Run.of(named("a", where, retry=retry, timeout=3), (), {}, "", FakeClock(), RandomBits())
     run.result.attempts = attempts
     run.cut = cut
     return run
@@ -127,7 +127,7 @@ async def test_who_awaits_an_attempt_can_be_cancelled_in_the_moment_it_ends() ->
     async def ends_with_the_caller() -> None:
         loop.call_soon(caller.cancel)
 
-    run = Run.of(ends_with_the_caller, (), {}, "", FakeClock())
+    run = Run.of(ends_with_the_caller, (), {}, "", FakeClock(), RandomBits())
     caller = asyncio.create_task(attempt(run, Threads(loop)))
     await asyncio.wait([caller])
     assert (caller.cancelled(), run.attempt) == (True, None)

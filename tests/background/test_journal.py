@@ -8,7 +8,7 @@ import pytest
 
 from minibg.background import Event, IllegalTransition, Pool, TaskStatus
 from minibg.background.journal import FOLLOWER_ROOM, Journal
-from minibg.background.run import Run
+from minibg.background.run import RandomBits, Run
 
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named, reached, story
@@ -18,7 +18,7 @@ async def nothing() -> None: ...
 
 
 def a_run(clock: FakeClock, **options: Any) -> Run:
-    return Run.of(named("a", nothing, **options), (), {}, "", clock)
+    return Run.of(named("a", nothing, **options), (), {}, "", clock, RandomBits())
 
 
 def test_an_event_that_the_status_does_not_allow_is_an_error_and_changes_nothing() -> None:

@@ -22,7 +22,7 @@ from minibg.background import (
     Transition,
 )
 from minibg.background.journal import Journal
-from minibg.background.run import Run
+from minibg.background.run import RandomBits, Run
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named
 
@@ -34,7 +34,7 @@ async def nothing() -> None: ...
 def test_any_list_of_events_stays_in_the_table_or_is_an_illegal_transition(events: list[Event]) -> None:
     clock = FakeClock()
     journal = Journal(clock, keep_finished=1, keep_for=1)
-    run = Run.of(nothing, (), {}, "", clock)
+    run = Run.of(nothing, (), {}, "", clock, RandomBits())
     journal.add(run)
     for event in events:
         before = run.result.status

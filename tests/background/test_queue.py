@@ -7,7 +7,7 @@ import pytest
 
 from minibg.background import BackgroundTasks, Event, Pool, QueueFull, Retry, TaskStatus, Transition
 from minibg.background.queue import Batch, Queue
-from minibg.background.run import Run
+from minibg.background.run import RandomBits, Run
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named, reached, story
 
@@ -16,7 +16,7 @@ async def nothing() -> None: ...
 
 
 def runs(clock: FakeClock, count: int, **options: Any) -> list[Run]:
-    return [Run.of(named("a", nothing, **options), (), {}, "", clock) for _ in range(count)]
+    return [Run.of(named("a", nothing, **options), (), {}, "", clock, RandomBits()) for _ in range(count)]
 
 
 async def turn() -> None:
