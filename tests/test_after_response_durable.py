@@ -13,12 +13,16 @@ from minibg.asgi import Message, Receive, Scope, Send
 from minibg.background import BackgroundTasks, JournalFailed, Pool, TaskStatus
 from minibg.background.sqlite import File, Group
 from tests.background.durable_tasks import (
+    FULL,
+    Disk,
     as_a_kill_leaves_it,
     calls,
+    disk as disk,
     durable_tasks as durable_tasks,
     fails,
     forget,
     note,
+    path as path,
     play,
     plays,
     rows,
@@ -28,34 +32,6 @@ from tests.background.fake_clock import FakeClock
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 MORE: Message = {"type": "http.response.body", "body": b"..", "more_body": True}
 LAST: Message = {"type": "http.response.body", "body": b"ok"}
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "tasks.db"
-
-
-class Disk:
-    """What is entered, group by group; and a disk that is full from one moment on."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_full = False
-        self.entered: list[int] = []
-        write, disk = File._write, self
-
-        def _write(file: File, group: Group, now: float, *, entered: bool) -> None:
-            if disk.is_full and entered and group.entered:
-                raise sqlite3.OperationalError("database or disk is full")
-            write(file, group, now, entered=entered)
-            if group.entered and entered:
-                disk.entered.append(len(group.entered))
-
-        monkeypatch.setattr(File, "_write", _write)
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    return Disk(monkeypatch)
 
 
 class Exchange:
@@ -118,14 +94,14 @@ async def test_when_the_disk_refuses_the_answer_is_503_and_nothing_is_half_accep
 
     results: list[Any] = []
     async with Pool(journal=path) as pool:
-        disk.is_full = True
+        disk.is_full = FULL
         exchange = await Exchange(path).run(AfterResponse(app, pool))
         status, headers, body = exchange.answer
         assert (status, headers[b"retry-after"]) == (503, b"10")
         assert body == b"the tasks could not be written to disk: database or disk is full\n"
         assert [result.status for result in results] == [TaskStatus.DROPPED] * 2
         assert pool.statistics().places_taken == 0
-        disk.is_full = False
+        disk.is_full = None
         exchange = await Exchange(path).run(AfterResponse(app, pool))
         assert exchange.messages == [START, LAST]
         await pool.idle()
@@ -141,10 +117,10 @@ async def test_an_application_that_sends_on_after_the_503_is_not_heard(path: Pat
             hold_of(scope).add_task(note, "late")
 
     async with Pool(journal=path) as pool:
-        disk.is_full = True
+        disk.is_full = FULL
         exchange = await Exchange(path).run(AfterResponse(app, pool))
         assert exchange.answer[0] == 503
-        disk.is_full = False
+        disk.is_full = None
 
 
 async def test_what_is_added_while_the_body_streams_is_in_the_file_before_its_last_message(
@@ -177,7 +153,7 @@ async def test_a_stream_whose_late_tasks_the_disk_refuses_ends_in_the_middle_and
         hold_of(scope).add_task(note, "before")
         await send(START)
         await send(MORE)
-        disk.is_full = True
+        disk.is_full = FULL
         hold_of(scope).add_task(note, "late")
         await send(LAST)
 

@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,19 @@ def minibg(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A server that listens; killed afterwards, if it still runs."""
+    command = [sys.executable, "-m", "minibg", *arguments]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert any("listening on" in line for line in process.stderr)
+            yield process
+        finally:
+            process.kill()
+
+
 def test_a_task_that_kills_its_process_is_run_three_times_and_its_siblings_after_that(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
@@ -93,33 +108,12 @@ def test_a_journal_that_cannot_be_used_ends_the_command_with_3_and_its_reason(tm
 def test_two_servers_cannot_have_one_journal_and_a_killed_one_lets_go(tmp_path: Path, durability: str) -> None:
     (tmp_path / "served.py").write_text(APP)
     options = ["served:app", "--port", "0", "--journal", "tasks.db", "--durability", durability]
-    first = subprocess.Popen(
-        [sys.executable, "-m", "minibg", *options],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert first.stderr is not None
-        assert any("listening on" in line for line in first.stderr)
+    with started(tmp_path, *options) as first:
         second = minibg(tmp_path, *options)
         assert second.returncode == 3
         assert f"tasks.db is in use by process {first.pid}: a journal has one owner" in second.stderr
-    finally:
         first.kill()
-        first.communicate()
-    third = subprocess.Popen(
-        [sys.executable, "-m", "minibg", *options],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert third.stderr is not None
-        assert any("listening on" in line for line in third.stderr)
-        third.send_signal(signal.SIGTERM)
-    finally:
-        third.communicate(timeout=60)
-    assert third.returncode == 0
+        first.wait()
+        with started(tmp_path, *options) as third:
+            third.send_signal(signal.SIGTERM)
+            assert third.wait(60) == 0

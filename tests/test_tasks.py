@@ -231,3 +231,40 @@ def test_minibg_tasks_is_the_same_command(file: Path) -> None:
     )
     assert answer.returncode == 0
     assert answer.stdout.splitlines()[-1] == "1 waiting, 1 successful, 1 failed"
+
+
+async def test_every_list_is_read_by_an_index(file: Path) -> None:
+    async with Pool(journal=file):
+        pass
+    database = sqlite3.connect(file)
+    statements = {
+        name: text for name, text in vars(command).items() if isinstance(text, str) and text.startswith("SELECT")
+    }
+    explain = "EXPLAIN QUERY PLAN "
+    plans = {
+        name: [step for *_, step in database.execute(explain + text.replace("?1", "1").replace("?", "1"))]
+        for name, text in statements.items()
+    }
+    database.close()
+    assert sorted(plans) == ["BEGINS_WITH", "COUNTS", "ENDED", "GOING_ON", "NEWEST"]
+    walks = {name: plan for name, plan in plans.items() if any(step == "SCAN runs" for step in plan)}
+    assert set(walks) == {"NEWEST"}  # By its number, backwards, as far as the limit.
+
+
+async def test_what_somebody_has_written_into_a_row_is_shown_as_it_is(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    success, failure, _ = await life(file)
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE runs SET payload = 'no JSON', errors = '[7]' WHERE id = ?", (failure,))
+        database.execute("UPDATE runs SET payload = '7', errors = 'no JSON' WHERE id = ?", (success,))
+    database.close()
+    command.main([str(file)])
+    assert "Traceback" not in capsys.readouterr().out
+    command.main([str(file), "--json"])
+    shown = {run["id"]: run for run in json.loads(capsys.readouterr().out)}
+    assert (shown[failure]["payload"], shown[failure]["errors"]) == ("no JSON", [7])
+    assert (shown[success]["payload"], shown[success]["errors"]) == (7, "no JSON")
+    with pytest.raises(SystemExit):
+        command.main([str(file), "show", "\udcff"])
+    assert "surrogates not allowed" in capsys.readouterr().err

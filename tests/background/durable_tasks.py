@@ -4,15 +4,19 @@ A durable journal keeps only calls of decorated functions with JSON arguments, s
 says what a task does under a name instead: ``plays["a"] = fails`` is what ``play("a")`` does.
 """
 
+import asyncio
 import shutil
-from collections.abc import Callable, Iterator
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minibg.background import BackgroundTasks, Pool, Retry, task
-from minibg.background.sqlite import connect
+from minibg.background import BackgroundTasks, JournalFailed, Pool, Retry, TaskResult, task
+from minibg.background.sqlite import File, Group, connect
 from minibg.background.task import TASKS
 
 #: What has run, in order.
@@ -110,3 +114,78 @@ def as_a_kill_leaves_it(path: Path) -> Path:
     if wal.exists():
         shutil.copyfile(wal, f"{copy}-wal")
     return copy
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tasks.db"
+
+
+class Disk:
+    """The disk under a journal: it can be slow (a group waits for it), and it can refuse."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        #: What it says to everything, and what it says to new runs only.
+        self.refuses: Exception | None = None
+        self.is_full: Exception | None = None
+        self.groups: list[Group] = []
+        self._free = threading.Event()
+        self._free.set()
+        self._busy = threading.Event()
+        write, write_once, disk = File.write, File._write, self
+
+        def slow(file: File, group: Group, now: float) -> None:
+            disk._busy.set()
+            assert disk._free.wait(60)
+            write(file, group, now)
+            disk.groups.append(group)
+
+        def refusing(file: File, group: Group, now: float, *, entered: bool) -> None:
+            if disk.refuses or (disk.is_full and entered and group.entered):
+                raise disk.refuses or disk.is_full or AssertionError
+            write_once(file, group, now, entered=entered)
+
+        monkeypatch.setattr(File, "write", slow)
+        monkeypatch.setattr(File, "_write", refusing)
+
+    @property
+    def entered(self) -> list[int]:
+        """How many runs each group has entered."""
+        return [len(group.entered) for group in self.groups if group.entered and group.refused is None]
+
+    @asynccontextmanager
+    async def busy(self, pool: Pool) -> AsyncIterator[None]:
+        """While this lasts a group is on its way to the disk, and whatever happens gathers in the next."""
+        await written(pool)
+        self._free.clear()
+        self._busy.clear()
+        hold = BackgroundTasks(pool)
+        hold.add_task(mark)
+        commit = asyncio.create_task(hold.commit())
+        while not self._busy.is_set():
+            await asyncio.sleep(0)
+        yield
+        self._free.set()
+        await asyncio.gather(commit, return_exceptions=True)
+        hold.drop()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+FULL = sqlite3.OperationalError("database or disk is full")
+
+
+async def promised(pool: Pool, *added: Any, origin: str = "") -> list[TaskResult[Any]]:
+    """What a response does: ``(task, argument, ...)`` each."""
+    hold = BackgroundTasks(pool, origin)
+    results = [hold.add_task(function, *arguments) for function, *arguments in added]
+    try:
+        await hold.commit()
+    except JournalFailed:
+        hold.drop()
+        raise
+    hold.release()
+    return results

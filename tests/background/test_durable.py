@@ -33,94 +33,29 @@ from minibg.background import (
 from minibg.background.sqlite import ASK, File, Group
 from minibg.background.task import TASKS
 from tests.background.durable_tasks import (
+    FULL,
     MINE,
+    Disk,
     as_a_kill_leaves_it,
     calls,
     change,
+    disk as disk,
     durable_tasks as durable_tasks,
     fails,
     forget,
     insist,
     mark,
     note,
+    path as path,
     play,
     play_in_thread,
     plays,
+    promised,
     rows,
     written,
 )
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import reached
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "tasks.db"
-
-
-class Disk:
-    """The disk under a journal: it can be slow (a group waits for it), and it can refuse."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        #: What it says to everything, and what it says to new runs only.
-        self.refuses: Exception | None = None
-        self.is_full: Exception | None = None
-        self.groups: list[Group] = []
-        self._free = threading.Event()
-        self._free.set()
-        self._busy = threading.Event()
-        write, write_once, disk = File.write, File._write, self
-
-        def slow(file: File, group: Group, now: float) -> None:
-            disk._busy.set()
-            assert disk._free.wait(60)
-            write(file, group, now)
-            disk.groups.append(group)
-
-        def refusing(file: File, group: Group, now: float, *, entered: bool) -> None:
-            if disk.refuses or (disk.is_full and entered and group.entered):
-                raise disk.refuses or disk.is_full or AssertionError
-            write_once(file, group, now, entered=entered)
-
-        monkeypatch.setattr(File, "write", slow)
-        monkeypatch.setattr(File, "_write", refusing)
-
-    @asynccontextmanager
-    async def busy(self, pool: Pool) -> AsyncIterator[None]:
-        """While this lasts a group is on its way to the disk, and whatever happens gathers in the next."""
-        await written(pool)
-        self._free.clear()
-        self._busy.clear()
-        hold = BackgroundTasks(pool)
-        hold.add_task(mark)
-        commit = asyncio.create_task(hold.commit())
-        while not self._busy.is_set():
-            await asyncio.sleep(0)
-        yield
-        self._free.set()
-        await asyncio.gather(commit, return_exceptions=True)
-        hold.drop()
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    return Disk(monkeypatch)
-
-
-FULL = sqlite3.OperationalError("database or disk is full")
-
-
-async def promised(pool: Pool, *added: Any) -> list[TaskResult[Any]]:
-    """What a response does: ``(task, argument, ...)`` each."""
-    hold = BackgroundTasks(pool)
-    results = [hold.add_task(function, *arguments) for function, *arguments in added]
-    try:
-        await hold.commit()
-    except JournalFailed:
-        hold.drop()
-        raise
-    hold.release()
-    return results
 
 
 async def turn() -> None:
