@@ -870,6 +870,18 @@ async def test_a_failed_run_whose_key_another_has_is_not_retried(path: Path) -> 
     assert calls == ["a"]
 
 
+async def test_what_was_ended_in_the_file_behind_its_owners_back_does_not_begin(path: Path) -> None:
+    async with Pool(journal=path) as pool:
+        hold = BackgroundTasks(pool)
+        result = hold.add_task(play, "a")
+        await hold.commit()
+        change(path, "UPDATE runs SET status = 'CANCELLED', finished_at = 1")
+        hold.release()
+        await result.wait()
+        assert (result.status, result.attempts, pool.statistics().places_taken) == (TaskStatus.CANCELLED, 0, 0)
+    assert calls == []
+
+
 # --- any schedule ---
 
 Step = tuple[Any, ...]
