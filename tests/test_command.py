@@ -654,5 +654,5 @@ def test_wrk_with_64_connections_leaves_no_error_and_no_traceback(folder: Path, 
     assert "Non-2xx" not in report
     requests = re.search(r"(\d+) requests in", report)
     assert requests is not None and int(requests[1]) > 100
-    assert [line for line in messages(minibg.lines) if not line.startswith("INFO")] == []
+    assert [line for line in messages(minibg.lines) if line.startswith(("ERROR", "CRITICAL", "Traceback"))] == []
     assert messages(minibg.lines)[-1] == "INFO minibg.server: stopped"

@@ -91,3 +91,21 @@ async def test_it_costs_nothing_while_none_does() -> None:
 async def test_a_pool_that_runs_nothing_has_no_watchdog() -> None:
     async with Pool():
         assert "minibg-watchdog" not in [thread.name for thread in threading.enumerate()]
+
+
+async def test_many_short_tasks_in_one_turn_of_the_loop_are_not_named(heard: Heard) -> None:
+    """Together they hold it for 0.3 s, and none of them for long."""
+    together = asyncio.Event()
+
+    async def short() -> None:
+        await together.wait()
+        time.sleep(0.02)
+
+    async with Pool(workers=15) as pool:
+        results = [pool.enqueue(named(f"short {number}", short)) for number in range(15)]
+        while pool.statistics().running < 15:
+            await asyncio.sleep(0)
+        together.set()
+        for result in results:
+            await result.wait()
+    assert heard.messages == []
