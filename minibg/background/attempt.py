@@ -23,8 +23,7 @@ import asyncio
 import contextvars
 import inspect
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from minibg.background.result import Event, TaskStatus
 from minibg.background.run import Cut, Run
@@ -32,16 +31,14 @@ from minibg.background.task import Kind
 from minibg.background.threads import Threads
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of a call: a value, or an error."""
 
     value: Any = None
     error: BaseException | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What follows from an outcome."""
 
     event: Event
@@ -50,12 +47,16 @@ class Verdict:
     delay: float = 0.0
 
 
-async def attempt(run: Run, threads: Threads) -> Outcome:
+def attempt(run: Run, threads: Threads) -> Coroutine[Any, Any, Outcome]:
     """Make one attempt. Never raises, but for the cancellation of its caller."""
     # A copy, so that one attempt does not see what another has set, and so that no two are in one context at a time.
     context = run.context.copy()
     if run.kind is Kind.COROUTINE:
-        return await _on_the_loop(run, _call_and_await(run), context, threads.loop)
+        return _on_the_loop(run, _call_and_await(run), context, threads.loop)
+    return _in_a_thread(run, context, threads)
+
+
+async def _in_a_thread(run: Run, context: contextvars.Context, threads: Threads) -> Outcome:
     outcome = await threads.call(lambda: context.run(_call, run))
     if not inspect.isawaitable(outcome.value):
         return outcome

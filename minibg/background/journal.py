@@ -127,6 +127,8 @@ class Journal:
         #: When each finished run ended (monotonic), and its id: oldest first.
         self._finished: deque[tuple[float, str]] = deque()
         self._followers: WeakSet[Follower] = WeakSet()
+        #: Whether there ever was one: to ask the set costs more than the rest of a transition that nobody follows.
+        self._is_followed = False
         self._watches: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._closed = False
 
@@ -177,7 +179,7 @@ class Journal:
             del self._results[id]
 
     def _tell(self, result: TaskResult[Any], event: Event, before: TaskStatus | None, now: datetime) -> None:
-        if self._followers:
+        if self._is_followed:
             transition = Transition(
                 now, result.id, result.name, result.origin, event, before, result.status, result.attempts
             )
@@ -212,6 +214,7 @@ class Journal:
         """Follow the transitions from now on."""
         follower = Follower()
         self._followers.add(follower)
+        self._is_followed = True
         if self._closed:
             follower.close()
         return follower

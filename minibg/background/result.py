@@ -28,7 +28,7 @@ import asyncio
 import traceback
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class TaskStatus(StrEnum):
         return not TRANSITIONS[self]
 
 
-class Event(Enum):
+class Event(StrEnum):
     """What happens to a run."""
 
     #: It is added: the way in. It has no row below because there is no status before it.

@@ -127,8 +127,9 @@ END = f"""UPDATE runs SET (status, due_at, wait, finished_at, errors, value) = (
     AND ((status = 'RUNNING' AND attempts = {_extract(1)}) OR {_extract(2)} IN ('CANCELLED', 'DROPPED'))"""
 # A key that a row has whose task the journal does not know (yet) is left out: for its sake a whole group would be refused.
 ENTER = f"""INSERT INTO runs (seq, id, response, name, payload, options, origin, added_at, key, status)
-    SELECT {_extract(0, 1, 2, 3, 4, 5, 7, 8)}, CASE WHEN NOT EXISTS (SELECT 1 FROM runs WHERE key IS NOT NULL
-    AND finished_at IS NULL AND name = {_extract(3)} AND key = {_extract(6)}) THEN {_extract(6)} END, 'HELD'
+    SELECT {_extract(0, 1, 2, 3, 4, 5, 7, 8)}, CASE WHEN {_extract(6)} IS NOT NULL AND NOT EXISTS
+    (SELECT 1 FROM runs WHERE key IS NOT NULL AND finished_at IS NULL AND name = {_extract(3)} AND key = {_extract(6)})
+    THEN {_extract(6)} END, 'HELD'
     FROM json_each(:entered) AS e"""
 MOVE = f"""UPDATE runs SET (response, status, due_at, wait, released_at) = ({_extract(1, 2, 3, 4, 5)})
     FROM json_each(:moved) AS e WHERE seq = {_extract(0)} AND finished_at IS NULL"""

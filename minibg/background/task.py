@@ -113,8 +113,10 @@ class Task(Generic[P, R]):
     function: Callable[P, R]
     name: str
     options: Options = field(default=DEFAULTS)
+    kind: "Kind" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", kind_of(self.function))
         # What functools.wraps does: documentation tools and debuggers see the function.
         copied: dict[str, object] = {name: getattr(self.function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
         self.__dict__.update(copied, __wrapped__=self.function)
@@ -143,7 +145,7 @@ def task(function: Any = None, /, *, name: str | None = None, **options: Unpack[
 
 
 def _register(function: Callable[P, R], name: str | None, options: Options) -> Task[P, R]:
-    kind_of(function)
+    kind_of(function)  # First: what cannot be run may have no name either.
     made = Task(function, name or name_of(function), options)
     if not has_own_name(function):
         return made
@@ -200,6 +202,8 @@ class Kind(Enum):
 
 def kind_of(function: object) -> Kind:
     """Tell how a callable is called. Raises TypeError, with the culprit's name, for what cannot be run as a task."""
+    if isinstance(function, Task):
+        return function.kind
     if inspect.iscoroutine(function):
         name = function.__qualname__
         function.close()  # It will never be awaited; closing it keeps Python from warning of that.

@@ -92,7 +92,7 @@ async def test_a_task_that_is_cancelled_before_its_response_is_promised_is_never
 
 
 async def test_what_the_disk_refused_runs_when_a_response_that_shares_it_is_promised(path: Path, disk: Disk) -> None:
-    """The file must know then that it has been released, or it can never be claimed."""
+    """It is in line already: its claim is what the file hears of that."""
     clock = FakeClock()
     async with Pool(journal=path, clock=clock) as pool:
         disk.refuses = FULL
@@ -103,7 +103,7 @@ async def test_what_the_disk_refused_runs_when_a_response_that_shares_it_is_prom
         disk.refuses = None
         (second,) = await promised(pool, (once, "a"))
         assert second is first
-        assert (first.status, calls, statuses(path)) == (TaskStatus.READY, [], ["READY"])
+        assert (first.status, calls, statuses(path)) == (TaskStatus.READY, [], ["HELD"])
         clock.advance(1)
         await first.wait()
     assert (calls, rows(path)) == (["a"], [("play", "SUCCESSFUL", 1)])
@@ -286,8 +286,26 @@ async def test_a_claim_is_in_the_file_before_the_body_runs_also_in_a_thread_and_
             clock.advance(5)
         await insisted.wait()
     assert [each[0] for each in seen][:1] == [("play_in_thread", "RUNNING", 1)]
-    assert [each[1] for each in seen] == [("insist", "READY", 0), *(("insist", "RUNNING", n) for n in (1, 2, 3))]
+    assert [each[1] for each in seen] == [("insist", "HELD", 0), *(("insist", "RUNNING", n) for n in (1, 2, 3))]
     assert rows(path) == [("play_in_thread", "SUCCESSFUL", 1), ("insist", "FAILED", 3)]
+
+
+@pytest.mark.parametrize("how", ["a second in line", "a stop"])
+async def test_who_stands_in_line_is_written_as_ready_after_a_second_and_at_a_stop(path: Path, how: str) -> None:
+    """Who is claimed at once is not: the claim says it."""
+    clock = FakeClock()
+    plays["a"] = asyncio.Event().wait
+    async with Pool(journal=path, clock=clock, workers=1) as pool:
+        await promised(pool, (play, "a"))
+        await promised(pool, (play, "b"))
+        await written(pool)
+        assert statuses(path) == ["RUNNING", "HELD"]
+        if how == "a second in line":
+            clock.advance(1)
+            await written(pool)
+            assert statuses(path) == ["RUNNING", "READY"]
+        await stopped(pool, clock)
+    assert statuses(path) == ["READY", "READY"]
 
 
 # --- a disk that refuses ---

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from minibg.background import Pool, Retry, Task, task
-from minibg.background.task import TASKS, Kind, has_own_name, kind_of, name_of
+from minibg.background.task import TASKS, Kind, as_task, has_own_name, kind_of, name_of
 
 
 def plain(address: str) -> str:
@@ -89,10 +89,11 @@ def test_how_a_callable_is_called(function: Any, kind: Kind) -> None:
     assert kind_of(function) is kind
 
 
-def test_a_coroutine_object_is_refused_and_closed() -> None:
+@pytest.mark.parametrize("made_by", [kind_of, task, as_task])
+def test_a_coroutine_object_is_refused_and_closed(made_by: Any) -> None:
     """Were it not closed, Python would warn that it was never awaited, and the test would fail."""
     with pytest.raises(TypeError, match=re.escape("add_task(coroutine, ...), not coroutine(...)")):
-        kind_of(coroutine("a"))
+        made_by(coroutine("a"))
 
 
 @pytest.mark.parametrize(

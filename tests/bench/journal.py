@@ -37,6 +37,8 @@ def minibg(folder: Path, tasks: int, durability: str, each: int = 1, pause: floa
 
     async def client(pool: Pool, numbers: "counter[int]") -> None:
         while (number := next(numbers)) * each < tasks:
+            if pause:  # Before, not after: else all would come at once to begin with.
+                await asyncio.sleep(random.uniform(0, 2 * pause))
             began = time.perf_counter()
             hold = BackgroundTasks(pool, "POST /count")
             for _ in range(each):
@@ -44,8 +46,6 @@ def minibg(folder: Path, tasks: int, durability: str, each: int = 1, pause: floa
             await hold.commit()
             accepts.append(time.perf_counter() - began)
             hold.release()
-            if pause:
-                await asyncio.sleep(random.uniform(0, 2 * pause))
 
     async def run() -> float:
         journal = None if durability == "memory" else folder / "minibg.db"
