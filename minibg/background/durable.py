@@ -6,7 +6,7 @@ each line is then written to a file, and two lines before they count:
 - ``commit``: a response's tasks are on disk before its head leaves. If the disk refuses, `JournalFailed` makes it a 503.
 - ``claim``: an attempt is counted in the file before the task's first line runs.
 
-Everything else is written behind: an end some moments later; that a run is in line now with its claim, or after a second
+Everything else is written behind: an end some moments later; that a run is in line with its claim, or a second later
 when no worker has come for it. If the process is killed in between, the file
 knows less than had happened, and the task runs once more: **at least once**, so write tasks for which twice does no harm.
 
@@ -51,7 +51,7 @@ from minibg.background.journal import Journal, JournalFailed
 from minibg.background.result import Event, TaskError, TaskResult, TaskStatus
 from minibg.background.retry import Retry
 from minibg.background.run import Cut, Run
-from minibg.background.sqlite import BY_ID, Durability, File, Group, Row, connect
+from minibg.background.sqlite import BY_ID, SWEEP, Durability, File, Group, Row, connect
 from minibg.background.task import TASKS, Options, Task, innermost, kind_of
 from minibg.background.threads import Threads
 
@@ -67,8 +67,8 @@ RETRY_AFTER = 10
 VALUE_KEPT = 10_000
 #: Seconds: what waits longer waits ten thousand years. Infinity is no JSON, and a group that has it could never be written.
 FOR_EVER = 3e11
-#: NaN and Infinity are not JSON (RFC 8259 §6).
-STRICT = json.JSONEncoder(allow_nan=False)
+#: NaN and Infinity are not JSON (RFC 8259 §6). What contains itself is found by a RecursionError, at no cost for the others.
+STRICT = json.JSONEncoder(allow_nan=False, check_circular=False)
 #: Reads what STRICT has written, with no space around it: a quarter of what `json.loads` costs.
 READ = json.JSONDecoder().raw_decode
 
@@ -111,8 +111,8 @@ class DurableJournal(Journal):
         self._seq = 0
         #: The group that each run is in which is being entered.
         self._entering: dict[Run, _Gathering] = {}
-        #: The runs that have come into line since the last tick, and are not claimed.
-        self._in_line: set[Run] = set()
+        #: The runs that have come into line, longest first, are not claimed, and of which the file does not know it.
+        self._in_line: dict[Run, None] = {}
         self._failing = False
 
     # What the pool calls.
@@ -153,7 +153,7 @@ class DurableJournal(Journal):
         """Have these on disk. Raises JournalFailed; then none is there that was not there before."""
         first, entering = None, set()
         for run in runs:
-            if run.payload is None or run.result.is_finished:
+            if run.payload is None or run.result.finished_at is not None:
                 continue
             if run.result.status is TaskStatus.HELD:
                 self._enter(run, first := first or run)
@@ -173,7 +173,7 @@ class DurableJournal(Journal):
         if run.payload is None:
             return True
         self._enter(run, run)
-        self._in_line.discard(run)
+        self._in_line.pop(run, None)
         gathering = self._gathering
         gathering.claims.append(run.seq)
         self._wake.set()
@@ -227,7 +227,9 @@ class DurableJournal(Journal):
         run.seq = self._seq
         run.response = first.response or first.seq
         result = run.result
-        origin = result.origin.encode(errors="backslashreplace").decode()
+        origin = result.origin
+        if not origin.isascii():  # It may have halves of surrogate pairs, which no file can hold.
+            origin = origin.encode(errors="backslashreplace").decode()
         call = (result.name, run.payload, run.changes, run.options.key, origin, result.added_at.timestamp())
         self._gathering.entered[run.seq] = (run.seq, result.id, run.response, *call)
         self._gathering.runs.append(run)
@@ -242,9 +244,9 @@ class DurableJournal(Journal):
         if event in (Event.START, Event.PUT_BACK):
             return
         if event in (Event.RELEASE, Event.DUE):  # Its claim says so too, and comes in a moment, if there is a worker.
-            self._in_line.add(run)
+            self._in_line[run] = None
             return
-        self._in_line.discard(run)
+        self._in_line.pop(run, None)
         due_at, wait = self._due(run) if result.status is TaskStatus.WAITING else (None, None)
         if event is Event.DEFER:
             if not result.attempts:
@@ -263,12 +265,12 @@ class DurableJournal(Journal):
         moved = (run.seq, run.response, run.result.status, due_at, wait, _seconds(run.result.released_at))
         self._gathering.moved[run.seq] = moved
 
-    def _gather_the_line(self) -> None:
+    def _gather_the_line(self, most: int | None = None) -> None:
         """Gather who has come into line and stands there still: it may be long until a worker is free."""
-        for run in self._in_line:
+        for run in list(self._in_line)[:most]:
+            del self._in_line[run]
             if run.seq:
                 self._gather_move(run)
-        self._in_line.clear()
 
     def _due(self, run: Run) -> tuple[float, float | None]:
         """When a run is due, and how long it was to wait, if not for a time of day."""
@@ -315,7 +317,7 @@ class DurableJournal(Journal):
         self._failing = error is not None
 
     def _tick(self) -> None:
-        self._gather_the_line()
+        self._gather_the_line(SWEEP)
         self._gathering.tick = True
         self._wake.set()
         self._timer = self._clock.call_later(TICK, self._tick)

@@ -168,12 +168,13 @@ class Journal:
         run.result.finished_at = now
         del self.unfinished[run.result.id]
         self._free_key(run)
-        self._finished.append((self._clock.monotonic(), run.result.id))
-        self._forget_the_oldest()
+        monotonic = self._clock.monotonic()
+        self._finished.append((monotonic, run.result.id))
+        self._forget_the_oldest(monotonic)
         run.result.announce()
 
-    def _forget_the_oldest(self) -> None:
-        horizon = self._clock.monotonic() - self._keep_for
+    def _forget_the_oldest(self, monotonic: float) -> None:
+        horizon = monotonic - self._keep_for
         while self._finished and (len(self._finished) > self._keep_finished or self._finished[0][0] < horizon):
             _, id = self._finished.popleft()
             del self._results[id]
@@ -207,7 +208,7 @@ class Journal:
 
     def get(self, id: str) -> TaskResult[Any] | None:
         """Give the record of a run; None for one that is unknown, or was finished too long ago."""
-        self._forget_the_oldest()
+        self._forget_the_oldest(self._clock.monotonic())
         return self._results.get(id)
 
     def follow(self) -> Follower:

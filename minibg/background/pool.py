@@ -305,7 +305,9 @@ class Pool:
         """Call ``function(*args)`` on the loop's thread, from whatever thread this is."""
         if self._state is PoolState.NEW:
             raise RuntimeError(f"the pool {self._state.value}")
-        return on_loop(self._loop, self._thread, function, *args)
+        if threading.get_ident() == self._thread:
+            return function(*args)
+        return on_loop(self._loop, function, *args)
 
     def admit(self, run: Run, already: int = 0) -> Run:
         """Take a run on, for a response that holds ``already`` others. Gives the unfinished run with its key, if any.
@@ -410,6 +412,8 @@ class Pool:
 
     def _is_draft(self, run: Run) -> bool:
         """Whether a run was admitted and has no place yet."""
+        if self._overflow == "reject":
+            return False
         return run.result.status is TaskStatus.HELD and run.result.id not in self._journal.unfinished
 
     def _refuse(self, run: Run) -> None:

@@ -88,11 +88,13 @@ class Run:
         random_bits: Callable[[], str],
     ) -> "Run":
         """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be run."""
-        kind = kind_of(function)
+        task = innermost(function)
+        if isinstance(task, Task):  # A partial of a task has what that task has.
+            kind, name, options = task.kind, task.name, task.options
+        else:
+            kind, name, options = kind_of(function), name_of(function), DEFAULTS
         now = clock.now()
-        result: TaskResult[Any] = TaskResult(_id(now, random_bits()), name_of(function), origin, now)
-        task = innermost(function)  # A partial of a task has that task's options.
-        options = task.options if isinstance(task, Task) else DEFAULTS
+        result: TaskResult[Any] = TaskResult(_id(now, random_bits()), name, origin, now)
         return cls(function, kind, args, kwargs, options, contextvars.copy_context(), result)
 
     def may_come_back(self) -> bool:

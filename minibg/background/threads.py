@@ -82,16 +82,14 @@ class Threads:
                 future.set_result(value)
 
 
-def on_loop(loop: asyncio.AbstractEventLoop, thread: int, function: Callable[[*Ts], T], *args: *Ts) -> T:
-    """Call a function on the loop's thread, from whatever thread this is, and give back what it returns or raises.
+def on_loop(loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *args: *Ts) -> T:
+    """Call a function on the loop's thread, from another thread, and give back what it returns or raises.
 
     This is how a sync handler adds a task. The alternative, a lock around every transition for the sake of the rare
     call from outside, was rejected: what only one thread touches needs no proof.
 
     Raises RuntimeError when the loop has ended.
     """
-    if threading.get_ident() == thread:
-        return function(*args)
     answer: Future[T] = Future()
     loop.call_soon_threadsafe(_answer, answer, function, args)
     while not answer.done():

@@ -90,19 +90,14 @@ def test_a_call_that_outlives_the_loop_ends_its_thread_quietly() -> None:
     assert not found[0].is_alive()
 
 
-async def test_on_the_loops_thread_a_call_is_a_call() -> None:
-    assert on_loop(asyncio.get_running_loop(), threading.get_ident(), int, "3") == 3
-
-
 async def test_from_another_thread_a_call_is_made_on_the_loops() -> None:
     loop, here = asyncio.get_running_loop(), threading.get_ident()
-    assert await asyncio.to_thread(on_loop, loop, here, threading.get_ident) == here
+    assert await asyncio.to_thread(on_loop, loop, threading.get_ident) == here
 
 
 async def test_what_the_call_raises_is_raised_in_the_thread_that_asked() -> None:
-    loop, here = asyncio.get_running_loop(), threading.get_ident()
     with pytest.raises(ValueError, match="invalid literal"):
-        await asyncio.to_thread(on_loop, loop, here, int, "three")
+        await asyncio.to_thread(on_loop, asyncio.get_running_loop(), int, "three")
 
 
 def test_a_thread_that_waits_for_a_loop_that_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +114,7 @@ def test_a_thread_that_waits_for_a_loop_that_ends_is_told(monkeypatch: pytest.Mo
 
     def ask() -> None:
         try:
-            on_loop(loop, 0, print)
+            on_loop(loop, print)
         except RuntimeError as error:
             errors.append(str(error))
 
