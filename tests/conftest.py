@@ -31,10 +31,11 @@ def pytest_asyncio_loop_factories() -> dict[str, LoopFactory]:
     return {"asyncio": _recording(asyncio.new_event_loop), "uvloop": _recording(uvloop.new_event_loop)}
 
 
-def pytest_collection_finish() -> None:
-    """Some 100,000 objects of frameworks and other servers live as long as the run. `gc.collect` need not visit them again.
+@pytest.fixture(autouse=True, scope="module")
+def nothing_old_is_visited_by_the_collector() -> None:
+    """Some 100,000 objects of frameworks and other servers live as long as the run, and more come with each module.
 
-    It is called after each test, below: unfrozen, that is most of the time that the tests take.
+    `gc.collect` is called after each test, below. Were they not frozen, it would be most of the time that the tests take.
     """
     gc.collect()
     gc.freeze()
