@@ -111,7 +111,8 @@ class DurableJournal(Journal):
         self._seq = 0
         #: The group that each run is in which is being entered.
         self._entering: dict[Run, _Gathering] = {}
-        #: The runs that have come into line, longest first, are not claimed, and of which the file does not know it.
+        #: The runs that have come into line, longest first, are not claimed, and of which the file does not know it. Also
+        #: those that the disk has refused: some of them are in line.
         self._in_line: dict[Run, None] = {}
         self._failing = False
 
@@ -271,6 +272,8 @@ class DurableJournal(Journal):
             del self._in_line[run]
             if run.seq:
                 self._gather_move(run)
+            elif run.result.status is TaskStatus.READY:  # The disk had refused it. It may have room by now.
+                self._enter(run, run)
 
     def _due(self, run: Run) -> tuple[float, float | None]:
         """When a run is due, and how long it was to wait, if not for a time of day."""
@@ -298,6 +301,7 @@ class DurableJournal(Journal):
             del self._entering[run]
             if group.refused is not None:
                 run.seq = 0
+                self._in_line[run] = None
         if group.failed is not None:  # Written again with the next, which know better where they speak of the same.
             self._gathering.ended = group.ended | self._gathering.ended
             self._gathering.moved = group.moved | self._gathering.moved

@@ -308,7 +308,38 @@ async def test_who_stands_in_line_is_written_as_ready_after_a_second_and_at_a_st
     assert statuses(path) == ["READY", "READY"]
 
 
+async def test_an_origin_that_no_file_can_hold_is_written_as_it_is_escaped(path: Path) -> None:
+    async with Pool(journal=path) as pool:
+        hold = BackgroundTasks(pool, "GET /\udcff/\u00e9")
+        hold.add_task(play, "a")
+        await hold.commit()
+        hold.release()
+    assert rows(path, "origin, status") == [("GET /\\udcff/\u00e9", "SUCCESSFUL")]
+
+
 # --- a disk that refuses ---
+
+
+async def test_who_stands_in_line_and_was_refused_is_written_when_there_is_room_again(path: Path, disk: Disk) -> None:
+    clock = FakeClock()
+    plays["a"] = asyncio.Event().wait
+    async with Pool(journal=path, clock=clock, workers=1) as pool:
+        await promised(pool, (play, "a"))
+        await written(pool)
+        disk.is_full = FULL
+        pool.enqueue(play, "b")
+        cancelled = pool.enqueue(play, "cancelled")
+        with pytest.raises(JournalFailed):
+            await written(pool)
+        disk.is_full = None
+        assert rows(path, "status") == ["RUNNING"]
+        assert pool.cancel(cancelled.id) is CancelOutcome.CANCELLED
+        for expected in ("HELD", "READY"):
+            clock.advance(1)
+            await written(pool)
+            assert statuses(path) == ["RUNNING", expected]
+        await stopped(pool, clock)
+    assert statuses(path) == ["READY", "READY"]
 
 
 def said(caplog: pytest.LogCaptureFixture, path: Path) -> list[tuple[str, str]]:
