@@ -6,9 +6,9 @@ each line is then written to a file, and two lines before they count:
 - ``commit``: a response's tasks are on disk before its head leaves. If the disk refuses, `JournalFailed` makes it a 503.
 - ``claim``: an attempt is counted in the file before the task's first line runs.
 
-Everything else is written behind: an end some moments later; that a run is in line with its claim, or a second later
-when no worker has come for it. If the process is killed in between, the file
-knows less than had happened, and the task runs once more: **at least once**, so write tasks for which twice does no harm.
+Everything else is written behind: an end some moments later; that a run is in line with its claim, or, when no worker comes for it,
+a second later. If the process is killed in between, the file knows less than had happened, and the task runs once more:
+**at least once**, so write tasks for which twice does no harm.
 
 **One group at a time.** While a group is written by the one thread, the next one gathers here. There is no timer: a lone
 accept is written at once, and sixty-four that come together share one flush. The loop's thread alone touches what

@@ -412,7 +412,7 @@ class Pool:
 
     def _is_draft(self, run: Run) -> bool:
         """Whether a run was admitted and has no place yet."""
-        if self._overflow == "reject":
+        if self._overflow == "reject":  # It has had one since it was admitted.
             return False
         return run.result.status is TaskStatus.HELD and run.result.id not in self._journal.unfinished
 

@@ -90,7 +90,7 @@ MIGRATIONS = (
 RETENTION = {"SUCCESSFUL": 86400.0, "CANCELLED": 86400.0, "DROPPED": 86400.0, "FAILED": 7 * 86400.0}
 #: A finished run goes when so many newer ones were accepted, whatever its age: some hundred megabytes.
 NEWER_KEPT = 1_000_000
-#: Rows deleted in one transaction, or changed for no more than their looks: some milliseconds, which an accept behind it waits.
+#: Rows deleted in one transaction, or written as being in line: some milliseconds, which an accept behind it waits.
 SWEEP = 500
 #: A run whose process died this often in the middle of it is not run again.
 CRASHES = 3
