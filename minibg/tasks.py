@@ -11,7 +11,8 @@ holds up nobody. Changing goes one way, because a journal has one owner: the wis
 whoever owns the file fulfils it. That is the server, within a second or so; if there is none, this command takes the
 lock and becomes the owner for a moment, which is all that a start would do.
 
-An id may be shortened, as long as it says which. What somebody else has written into the file is shown as it is. Exit codes: 0, 1 when it cannot be done, with one line that says why.
+An id may be shortened, as long as it says which. What somebody else has written into the file is shown as it is. Exit
+codes: 0, 1 when it cannot be done, with one line that says why.
 """
 
 import argparse

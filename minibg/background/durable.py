@@ -6,9 +6,9 @@ each line is then written to a file, and two lines before they count:
 - ``commit``: a response's tasks are on disk before its head leaves. If the disk refuses, `JournalFailed` makes it a 503.
 - ``claim``: an attempt is counted in the file before the task's first line runs.
 
-Everything else is written behind: an end some moments later; that a run is in line with its claim, or, when no worker comes for it,
-a second later. If the process is killed in between, the file knows less than had happened, and the task runs once more:
-**at least once**, so write tasks for which twice does no harm.
+Everything else is written behind: an end some moments later; that a run is in line with its claim, or, when no worker
+comes for it, a second later. If the process is killed in between, the file knows less than had happened, and the task
+runs once more: **at least once**, so write tasks for which twice does no harm.
 
 **One group at a time.** While a group is written by the one thread, the next one gathers here. There is no timer: a lone
 accept is written at once, and sixty-four that come together share one flush. The loop's thread alone touches what
@@ -67,7 +67,7 @@ RETRY_AFTER = 10
 VALUE_KEPT = 10_000
 #: Seconds: what waits longer waits ten thousand years. Infinity is no JSON, and a group that has it could never be written.
 FOR_EVER = 3e11
-#: NaN and Infinity are not JSON (RFC 8259 §6). What contains itself is found by a RecursionError, at no cost for the others.
+#: NaN and Infinity are not JSON (RFC 8259 §6). What contains itself ends in a RecursionError, at no cost for the others.
 STRICT = json.JSONEncoder(allow_nan=False, check_circular=False)
 #: Reads what STRICT has written, with no space around it: a quarter of what `json.loads` costs.
 READ = json.JSONDecoder().raw_decode
@@ -111,8 +111,8 @@ class DurableJournal(Journal):
         self._seq = 0
         #: The group that each run is in which is being entered.
         self._entering: dict[Run, _Gathering] = {}
-        #: The runs that have come into line, longest first, are not claimed, and of which the file does not know it. Also
-        #: those that the disk has refused: some of them are in line.
+        #: The runs in line, longest first, that are not claimed and of which the file does not know it: it has them as
+        #: HELD, or the disk has refused them.
         self._in_line: dict[Run, None] = {}
         self._failing = False
 
@@ -272,7 +272,7 @@ class DurableJournal(Journal):
             del self._in_line[run]
             if run.seq:
                 self._gather_move(run)
-            elif run.result.status is TaskStatus.READY:  # The disk had refused it. It may have room by now.
+            elif run.result.status is TaskStatus.READY:  # The disk may have room by now.
                 self._enter(run, run)
 
     def _due(self, run: Run) -> tuple[float, float | None]:
@@ -301,7 +301,8 @@ class DurableJournal(Journal):
             del self._entering[run]
             if group.refused is not None:
                 run.seq = 0
-                self._in_line[run] = None
+                if run.result.status is TaskStatus.READY:
+                    self._in_line[run] = None
         if group.failed is not None:  # Written again with the next, which know better where they speak of the same.
             self._gathering.ended = group.ended | self._gathering.ended
             self._gathering.moved = group.moved | self._gathering.moved
