@@ -14,6 +14,8 @@ import argparse
 import logging
 import os
 import sys
+import threading
+import time
 import types
 import typing
 from collections.abc import Sequence
@@ -26,6 +28,9 @@ from minibg.server.access import JsonFormatter
 from minibg.serving import LIMITS, POOL, SERVER, AppNotFound, run
 
 TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+#: Seconds that threads have to end after the stop.
+THREAD_SECONDS = 2.0
 
 #: What turns an option off in the environment; anything else turns it on.
 NO = ("0", "false", "no", "off", "")
@@ -50,10 +55,8 @@ HELP = {
     "root_path": "path under which a proxy has mounted the application",
     "forwarded_allow_ips": "addresses and networks, comma-separated, whose X-Forwarded headers are believed",
     "access_log": "write a line per request",
-    "workers": "tasks that run at once",
+    "task_workers": "tasks that run at once",
     "queue_limit": "tasks that may be held, ready or waiting",
-    "overflow": "beyond that: reject at once, or wait",
-    "overflow_timeout": "seconds a response waits for places",
     "drain_timeout": "seconds a stop waits for tasks",
     "keep_finished": "finished tasks that are remembered",
     "keep_for": "seconds they are remembered",
@@ -74,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _configure_logging(level, options.pop("log_format"))
     try:
         run(**options)
+        _leave()
     except StartupFailed as error:
         _give_up(3, f"the application failed to start: {error}", level)
     except (AppNotFound, OSError, ImportError) as error:
@@ -85,6 +89,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _give_up(code: int, message: str, level: str) -> typing.NoReturn:
     logging.getLogger("minibg").error("%s", message, exc_info=level == "DEBUG")
     sys.exit(code)
+
+
+def _leave() -> None:
+    """End the process although threads are still at work: a handler's ``asyncio.to_thread``, for example.
+
+    Python joins every thread that is not a daemon, without limit. They have `THREAD_SECONDS` here, and are named then.
+    """
+    deadline = time.monotonic() + THREAD_SECONDS
+    threads = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    left = [thread.name for thread in threads if thread.is_alive()]
+    if left:
+        logging.getLogger("minibg").error("left behind, still at work: %s", ", ".join(left))
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _configure_logging(level: str, log_format: str) -> None:
@@ -108,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
     for name, words in WORDS.items():
         _add_words(parser, name, words, _default(name, words[0]), f"({words[0]})")
     hints = typing.get_type_hints(Server) | typing.get_type_hints(Limits) | typing.get_type_hints(Pool.__init__)
+    hints["task_workers"] = hints["workers"]
     for name, option in {**SERVER, **LIMITS, **POOL}.items():
         _add_option(parser, name, hints[name], option.default, getattr(option, "metadata", {}).get("help"))
     return parser

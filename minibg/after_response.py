@@ -1,51 +1,75 @@
 """The joint between server and queue: hold a response's tasks until it has left, then release them.
 
-`AfterResponse` is plain ASGI: an application around an application. It is the one place where both worlds are known,
-and the whole of what it knows is a moment. For each request:
+`AfterResponse` is plain ASGI: an application around an application. It is the one file that knows both sides, and it adds
+one thing: a moment. For each request:
 
 1. An empty hold joins the scope, as ``scope["minibg.background"]``. The handler adds tasks to it.
-2. The response head passes through ``send`` here. First the hold is *committed*, then the head goes on: an accepted
-   response is a promise kept. If the commit is refused (no places), the client gets a 503 with Retry-After instead,
-   and what the application still sends is dropped. Tasks added while the body streams are committed before its last message.
-3. The application returns. On minibg's server ``send`` has returned from the last message when the kernel had taken
-   the last byte, so by now the response has left: the hold is *released*.
+2. The response head passes through ``send`` here. First the hold is *committed*, then the head goes on. If the commit is
+   refused, because the journal's disk is full for example, the client gets a 503 with ``Retry-After`` instead, and the rest of the
+   application's response is discarded. Tasks that are added while the body streams are committed before its last message.
+3. The application returns. On minibg's server ``send`` has returned from the last message when the kernel had taken the
+   last byte, so by now the response has left, and the hold is *released*. [start.1]
 
-If the application raises instead, the hold is *dropped*, but for tasks that run always. One exception to that is no
-failure: the client went away, ``send`` said so by an OSError (ASGI http 2.4), and the application let that out. The
-handler had answered, and its tasks run; whether somebody stayed to read is not the handler's business.
+**A promise is the head that left.** `Head` is what has become of the response head, and this value alone decides between release
+and drop, in the last lines of `AfterResponse._respond`:
 
-What counts is what reaches this file. minibg's `App` says so itself when it makes a response of an exception, and the
-tasks are dropped. Starlette and FastAPI make a response of an HTTPException deep inside: here it is a 4xx like one that
-was returned, and the tasks run.
+- An application that raises before its head has left has its hold *dropped*, except for tasks that run ``always``. [promise.1]
+- After the head has left, nothing drops its tasks: not an error in the stream or in the clean-up of a dependency, not the
+  client's end, and not the stop that cancels the response. [promise.4]
+- A client that leaves before the end of its response makes ``send`` raise an OSError (ASGI http 2.4). The handler had
+  answered, so its tasks run. [gone.1]
+
+Only what reaches this file counts. minibg's `App` drops the hold itself when it makes a response of an exception. Starlette and
+FastAPI make a response of an HTTPException deep inside: here it is a 4xx like one that was returned, and the tasks run.
 
 **The pool lives inside the application's lifespan.** It is opened before the application starts up (which may add
-tasks already), works when the startup is complete, and is drained before the application hears of the shutdown, so that
-the tasks still find everything open that they use. A pool that somebody else has opened is left to them. An
-application that does not speak the lifespan protocol gets it spoken for it. Where no lifespan runs at all (``uvicorn
---lifespan off``, an in-memory client), the first request starts the pool, and the log says that nobody will drain it.
+tasks), starts when the startup is complete, and is drained before the application hears of the shutdown, so that the tasks
+find everything open that they use. A pool that its owner has opened is left to its owner. A pool that was made here is made
+anew for each lifespan. An application that does not speak the lifespan protocol gets it spoken for it. Where no lifespan runs
+(``uvicorn --lifespan off``, an in-memory client), the first request opens the pool, and a warning says that it will not be drained.
 
-It works under any ASGI server, around any ASGI application. What only minibg's server gives is the strict meaning of
-"has left"; under uvicorn the last byte may still be in the transport's buffer when the tasks start.
+It works under any ASGI server, around any ASGI application. Only minibg's server gives the strict meaning of "has left": under
+uvicorn the last bytes may still be in the transport's buffer when the tasks start.
 
-Rejected: running the tasks inside the response, as Starlette does. They are then in reach of every middleware, and of the
+Rejected: running the tasks inside the response, as Starlette does. Every middleware can then interrupt them, and so can the
 server's idea of how long a request may take.
 """
 
 import asyncio
-import logging
 from enum import Enum, auto
 from typing import Any
 
 from minibg.asgi import ASGIApp, Message, Receive, Scope, Send
 from minibg.background import BackgroundTasks, NotAccepted, Pool
+from minibg.log import SafeLogger
 
-logger = logging.getLogger("minibg.background")
+logger = SafeLogger("minibg.background")
+
+
+class Head(Enum):
+    """What has become of the head of a response."""
+
+    #: The application has not sent it.
+    WAITING = auto()
+    #: It was passed on, and the server still holds it back: it answers with a 500 when the application raises now.
+    STARTED = auto()
+    #: It has left: the tasks are promised.
+    LEFT = auto()
+    #: The application sent it, and the client was gone. The handler had answered.
+    UNDELIVERED = auto()
+    #: A 503 has left instead: the tasks could not be accepted.
+    REPLACED = auto()
+
+
+#: The heads that keep their tasks.
+PROMISED = (Head.LEFT, Head.UNDELIVERED)
 
 
 class AfterResponse:
     """Run ``app``, and the tasks it adds to ``scope["minibg.background"]`` after its responses.
 
-    ``pool`` runs them; without one, ``options`` are those of `Pool`.
+    ``pool`` runs them; without one, ``options`` are those of `Pool`. A pool that is open already stays its owner's to stop.
+    Raises TypeError for options next to a pool.
     """
 
     def __init__(self, app: ASGIApp, pool: Pool | None = None, **options: Any) -> None:
@@ -53,116 +77,118 @@ class AfterResponse:
             raise TypeError(f"options of a pool ({', '.join(sorted(options))}) next to a pool that has its own")
         self.app = app
         self.pool = pool or Pool(**options)
+        #: The options of pools that are made here; None when the pool was given.
+        self._options = options if pool is None else None
         self._starting = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
             return
-        if self.pool.is_new:
-            async with self._starting:  # A second request waits for the first one's start.
+        if self.pool.loop is not asyncio.get_running_loop():
+            async with self._starting:  # A second request waits until the first one has opened the pool.
                 await self._start()
         await self._respond(scope, receive, send)
 
-    async def _start(self) -> None:
-        if self.pool.is_new:
-            logger.warning("no lifespan was run: the pool starts with this request, and nobody will drain it")
-            await self.pool.__aenter__()
-
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         hold = BackgroundTasks(self.pool, f"{scope.get('method', scope['type'])} {scope.get('path', '')}")
-        response = _Response(hold, send)
+        response = _Response(hold, send, scope)
         try:
             await self.app({**scope, "minibg.background": hold}, receive, response.send)
             await response.end()
         except NotAccepted as refusal:
-            hold.drop()
-            if response.stage is not _Stage.BEFORE:
+            if response.head is not Head.WAITING:
                 raise
             await response.refuse(refusal)
-        except BaseException:
-            if response.stage is not _Stage.ABANDONED:
-                hold.drop()
-            raise
         finally:
-            hold.release()
+            # The application has returned or raised. This line decides about its tasks, whatever else has happened.
+            if response.head not in PROMISED:
+                hold.drop()
+            hold.release()  # After a drop: the tasks that run always.
+
+    async def _start(self) -> None:
+        """Open the pool for a request without a lifespan."""
+        self._renew()
+        if self.pool.is_new:
+            logger.warning("no lifespan was run: the pool starts with this request, and will not be drained")
+            await self.pool.open()
+            self.pool.start()
+
+    def _renew(self) -> None:
+        """Make a new pool where the one that was made here belongs to an earlier lifespan or event loop."""
+        if self._options is not None and not self.pool.is_new:
+            self.pool, self._starting = Pool(**self._options), asyncio.Lock()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Speak the lifespan protocol around the application (ASGI lifespan 2.0)."""
         startup = await receive()
-        life = _Lifespan(self.pool, startup, receive, send)
-        if life.owns_pool:
-            try:
-                await self.pool.open()
-            except Exception as error:
-                await send({"type": "lifespan.startup.failed", "message": f"the pool cannot open: {error}"})
-                raise
+        self._renew()
+        lifespan = _Lifespan(self.pool, startup, receive, send)
         try:
-            await self.app({**scope, "minibg.background": life.hold}, life.receive, life.send)
+            await lifespan.open()
         except Exception as error:
-            if life.stage is not _Stage.BEFORE:
-                await life.close()
+            await send({"type": "lifespan.startup.failed", "message": f"the pool cannot open: {error}"})
+            raise
+        try:
+            await self.app({**scope, "minibg.background": lifespan.hold}, lifespan.receive, lifespan.send)
+        except Exception as error:
+            if lifespan.stage is not Stage.STARTING:
+                await lifespan.close()
                 raise
             logger.info("the application does not speak the lifespan protocol: %r", error)
-        await life.end()
-
-
-class _Stage(Enum):
-    """How far a conversation between server and application is."""
-
-    #: The application has not answered.
-    BEFORE = auto()
-    #: It has: the response has started, or the startup is complete.
-    ANSWERED = auto()
-    #: It got another answer than its own, because its tasks could not be accepted.
-    REFUSED = auto()
-    #: Nobody is there any more: the client has left, or the application is shutting down.
-    ABANDONED = auto()
+        await lifespan.end()
 
 
 class _Response:
     """The messages of one response, on their way from the application to the server."""
 
-    __slots__ = ("_hold", "_send", "stage")
+    __slots__ = ("_hold", "_passed_on", "_send", "head")
 
-    def __init__(self, hold: BackgroundTasks, send: Send) -> None:
-        self.stage = _Stage.BEFORE
+    def __init__(self, hold: BackgroundTasks, send: Send, scope: Scope) -> None:
+        self.head = Head.WAITING
         self._hold = hold
         self._send = send
+        # minibg's server keeps the head back until the first message of the body (ASGI http allows it). An application that
+        # raises in between still becomes a clean 500, so the head has not left with its own message there.
+        held_back = "minibg.stopping" in (scope.get("extensions") or ())
+        self._passed_on = Head.STARTED if held_back else Head.LEFT
 
     async def send(self, message: Message) -> None:
-        if self.stage is _Stage.REFUSED:
+        is_first = self.head is Head.WAITING
+        if self.head is Head.REPLACED:
             return
-        if self.stage is _Stage.BEFORE:
+        if is_first:
             try:
                 await self._hold.commit()
             except NotAccepted as refusal:
-                self._hold.drop()
                 await self.refuse(refusal)
                 return
-            self.stage = _Stage.ANSWERED
         elif not message.get("more_body", False):
-            await self._hold.commit()  # What was added while the body streamed.
+            await self._commit_late()
         try:
             await self._send(message)
         except OSError:
-            self.stage = _Stage.ABANDONED
+            self.head = Head.UNDELIVERED
             raise
+        self.head = self._passed_on if is_first else Head.LEFT
 
     async def end(self) -> None:
-        """Promise what was added after the last message, or without any. What was promised before stays so."""
-        if self.stage is _Stage.REFUSED:
-            return
+        """Commit the tasks that were added after the last message."""
+        if self.head in PROMISED:
+            await self._commit_late()
+
+    async def _commit_late(self) -> None:
+        """Commit the tasks that were added after the head; those that are refused are dropped, and only those."""
         try:
             await self._hold.commit()
         except NotAccepted as refusal:
-            if self.stage is _Stage.BEFORE:
-                raise
-            logger.warning("a task that was added after the response was not accepted: %s", refusal)
+            logger.warning("a task that was added after the response head was not accepted: %s", refusal)
+            self._hold.drop_uncommitted()
 
     async def refuse(self, refusal: NotAccepted) -> None:
         """Answer in place of the application: 503 with Retry-After (RFC 9110 §10.2.3, §15.6.4)."""
-        self.stage = _Stage.REFUSED
+        self.head = Head.REPLACED
+        self._hold.drop()
         body = f"{refusal}\n".encode()
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
@@ -173,48 +199,71 @@ class _Response:
         await self._send({"type": "http.response.body", "body": body})
 
 
+class Stage(Enum):
+    """How far the lifespan conversation is."""
+
+    #: The application has not answered the startup.
+    STARTING = auto()
+    #: It has started.
+    STARTED = auto()
+    #: It said that its startup failed.
+    FAILED = auto()
+    #: It was told to shut down.
+    STOPPING = auto()
+
+
 class _Lifespan:
-    """The messages of the lifespan, with the pool's own moments put in."""
+    """The messages of the lifespan, with the moments of the pool put in."""
 
     def __init__(self, pool: Pool, startup: Message, receive: Receive, send: Send) -> None:
-        self.stage = _Stage.BEFORE
-        self.owns_pool = pool.is_new
+        self.stage = Stage.STARTING
         self.hold = BackgroundTasks(pool)
+        #: The startup message, until the application has received it.
         self._startup: Message | None = startup
+        self._pool = pool
+        self._owns_pool = False
         self._receive = receive
         self._send = send
+
+    async def open(self) -> None:
+        """Open the pool, unless its owner has. Raises JournalUnusable, and RuntimeError for a pool that has stopped."""
+        self._owns_pool = self._pool.is_new
+        if self._owns_pool:
+            await self._pool.open()
+        elif not self._pool.is_open:
+            raise RuntimeError("it was given to AfterResponse and has stopped: a pool that is given lives once")
 
     async def receive(self) -> Message:
         if self._startup is not None:
             startup, self._startup = self._startup, None
             return startup
         shutdown = await self._receive()
-        self.stage = _Stage.ABANDONED
+        self.stage = Stage.STOPPING
         await self.close()
         return shutdown
 
     async def send(self, message: Message) -> None:
         if message["type"] == "lifespan.startup.complete":
-            self.stage = _Stage.ANSWERED
-            if self.owns_pool:
-                self.hold.pool.start()
+            self.stage = Stage.STARTED
+            if self._owns_pool:
+                self._pool.start()
             await self.hold.commit()
             self.hold.release()
         elif message["type"] == "lifespan.startup.failed":
-            self.stage = _Stage.REFUSED
+            self.stage = Stage.FAILED
             await self.close()
         await self._send(message)
 
     async def end(self) -> None:
-        """Say what an application leaves unsaid that does not speak the protocol, or has stopped to."""
-        if self.stage is _Stage.BEFORE:
+        """Complete the conversation for an application that does not speak it, or returned early."""
+        if self.stage is Stage.STARTING:
             await self.send({"type": "lifespan.startup.complete"})
-        if self.stage is _Stage.ANSWERED:
+        if self.stage is Stage.STARTED:
             self._startup = None
             await self.receive()
             await self._send({"type": "lifespan.shutdown.complete"})
 
     async def close(self) -> None:
         """Drain the pool, if it is this lifespan's."""
-        if self.owns_pool:
-            await self.hold.pool.stop()
+        if self._owns_pool:
+            await self._pool.stop()

@@ -1,41 +1,40 @@
 """The after-response task queue. Standard library only; HTTP does not exist here.
 
-In reading order:
+The path, in the order a task travels it; every file knows only files below it in the layers (see pyproject.toml):
 
-- `retry`: whether a failed attempt is followed by another, and when
-- `task`: what can be run, and with which options
-- `result`: the statuses of a run, and the record it leaves
-- `run`: one call, with everything that is needed to make it
-- `journal`: what happened; the only place that changes a status
-- `queue`: the line, and the places in it
-- `threads`, `attempt`, `worker`: doing it
-- `pool`: all of that put together; how it starts and stops
 - `hold`: the tasks of one response
-- `sqlite`, `durable`: a journal on disk, so that accepted means kept
-- `periodic`, `watchdog`, `drain`, `clock`: what stands beside the path
+- `admission`: what is accepted, and when that becomes final
+- `slots`: the bound
+- `queue`: batches that wait for a worker, or are due later
+- `worker`: takes a batch and runs it
+- `attempt`, `retry`: one attempt, and what follows from it
+- `ledger`: every run and its status; the only writer of a status
+- `drain`: the stop
+- `pool`: the public object around all of them
+
+Beneath the path, data without input or output: `task`, `result`, `run`, `errors`, `clock`. Beside it: `follow`, `periodic`,
+`watchdog`; and `journal/`, the ledger kept on disk, behind the seam in `kept`.
 """
 
 from minibg.background.clock import Clock as Clock, SystemClock as SystemClock
 from minibg.background.drain import DrainReport as DrainReport, Unfinished as Unfinished
-from minibg.background.hold import BackgroundTasks as BackgroundTasks
-from minibg.background.journal import (
-    Follower as Follower,
+from minibg.background.errors import (
     IllegalTransition as IllegalTransition,
     JournalFailed as JournalFailed,
     JournalUnusable as JournalUnusable,
-    Transition as Transition,
-)
-from minibg.background.periodic import Periodic as Periodic
-from minibg.background.pool import (
-    CancelOutcome as CancelOutcome,
-    Pool as Pool,
+    NotAccepted as NotAccepted,
     PoolStopped as PoolStopped,
-    Statistics as Statistics,
+    QueueFull as QueueFull,
 )
-from minibg.background.queue import NotAccepted as NotAccepted, QueueFull as QueueFull
+from minibg.background.follow import Follower as Follower, Transition as Transition
+from minibg.background.hold import BackgroundTasks as BackgroundTasks
+from minibg.background.periodic import Periodic as Periodic
+from minibg.background.pool import Pool as Pool
 from minibg.background.result import (
     TRANSITIONS as TRANSITIONS,
+    CancelOutcome as CancelOutcome,
     Event as Event,
+    Statistics as Statistics,
     TaskError as TaskError,
     TaskResult as TaskResult,
     TaskStatus as TaskStatus,

@@ -1,34 +1,32 @@
 """One attempt at a run: the call itself, and the verdict on it.
 
-A coroutine function is called on the loop, in an asyncio task of its own so that it can be cancelled and has its own
-context. Everything else is called in a thread; if it returns an awaitable (a lambda around a coroutine function, a
-callable that hands its work to a client library), that is awaited on the loop afterwards. Starlette drops it silently.
+A coroutine function is called on the event loop, in an asyncio task of its own, so that it can be cancelled and has a
+context of its own; every other callable is called in a thread. [adding.2] An awaitable that such a callable returns (a
+lambda around a coroutine function, a client library's method) is awaited on the event loop afterwards [adding.3];
+Starlette drops it silently.
 
-An attempt never raises. It gives an `Outcome`, whatever happened: `SystemExit` and `KeyboardInterrupt` too, which
-would otherwise travel through the asyncio task into the loop and stop the server. One task's failure is one task's.
+`perform` returns an `Outcome`, whatever the task does: SystemExit and KeyboardInterrupt are outcomes too, which would
+otherwise travel through the asyncio task into the event loop and stop the server. The failure of one task changes no
+other task and no connection. [isolation.2]
 
-`judge` turns an outcome into the event that follows. It is pure: it decides, the worker acts. The cases, in its order:
+`judge` turns an outcome into the event that follows. It is pure: it decides, and the worker acts.
 
-1. It was cancelled because the pool stops: LOSE, or PUT_BACK when a durable journal keeps it for the next start, whatever its
-   cleanup raised.
-2. It was cancelled on request, and let itself be: CANCEL.
-3. It was cut by its timeout: a TimeoutError, which says where it stood. Also when it swallowed the cancellation and
-   returned something: that came too late.
-4. It raised: `Retry.delay` decides between RETRY and FAIL. A task that cancels itself has raised CancelledError. One that was
-   cancelled on request, or by the stop, and raises something else in its cleanup has failed: it is not tried again.
-5. It returned: SUCCEED.
+The asyncio task per attempt was weighed against stepping the coroutine inside the worker's own task, which saves some
+microseconds: a task that keeps a reference to ``asyncio.current_task()``, as timeouts and cancel scopes do, could then cancel
+its worker.
 """
 
 import asyncio
-import contextvars
 import inspect
 from collections.abc import Callable, Coroutine
+from contextvars import Context
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any, NamedTuple
 
 from minibg.background.result import Event, TaskStatus
-from minibg.background.run import Cut, Run
-from minibg.background.task import Kind
-from minibg.background.threads import Threads
+from minibg.background.run import Attempt, CancelReason, Run
+from minibg.background.task import CallKind
+from minibg.threads import Threads
 
 
 class Outcome(NamedTuple):
@@ -42,91 +40,95 @@ class Verdict(NamedTuple):
     """What follows from an outcome."""
 
     event: Event
+    #: The error to record, for `Event.FAIL` and `Event.RETRY`.
     error: BaseException | None = None
-    #: Seconds until the next attempt, for Event.RETRY.
+    #: Seconds until the next attempt, for `Event.RETRY`.
     delay: float = 0.0
 
 
-def attempt(run: Run, threads: Threads) -> Coroutine[Any, Any, Outcome]:
-    """Make one attempt. Never raises, but for the cancellation of its caller."""
-    # A copy, so that one attempt does not see what another has set, and so that no two are in one context at a time.
+async def perform(run: Run, attempt: Attempt, threads: Threads) -> Outcome:
+    """Make the call of the attempt in progress, and return its outcome.
+
+    Raises CancelledError only when the caller itself is cancelled.
+    """
+    # A copy: one attempt does not see what another has set, and no two calls are in one context at a time.
     context = run.context.copy()
-    if run.kind is Kind.COROUTINE:
-        return _on_the_loop(run, _call_and_await(run), context, threads.loop)
-    return _in_a_thread(run, context, threads)
+    if attempt.kind is CallKind.COROUTINE:
+        return await _on_loop(run, attempt, _outcome_of(run), context)
+    value, error = await threads.call(_call, run, context=context)
+    if error is not None or not hasattr(type(value), "__await__"):
+        return Outcome(value, error)
+    if attempt.cancelled_by is not None or run.result.status is not TaskStatus.RUNNING:
+        # The timeout or the stop came while the thread was at work: the awaitable is not begun.
+        if inspect.iscoroutine(value):
+            value.close()
+        return Outcome()
+    attempt.kind = CallKind.COROUTINE
+    return await _on_loop(run, attempt, _outcome_of(run, value), context)
 
 
-async def _in_a_thread(run: Run, context: contextvars.Context, threads: Threads) -> Outcome:
-    outcome = await threads.call(lambda: context.run(_call, run))
-    if not inspect.isawaitable(outcome.value):
-        return outcome
-    if run.cut is None:
-        return await _on_the_loop(run, _await(outcome.value), context, threads.loop)
-    if inspect.iscoroutine(outcome.value):
-        outcome.value.close()  # The call is over its timeout already: what it returned is not begun.
-    return Outcome()
-
-
-async def _on_the_loop(
-    run: Run, coroutine: Coroutine[Any, Any, Outcome], context: contextvars.Context, loop: asyncio.AbstractEventLoop
-) -> Outcome:
-    run.attempt = attempt = loop.create_task(coroutine, name=run.result.name, context=context)
+async def _on_loop(run: Run, attempt: Attempt, call: Coroutine[Any, Any, Outcome], context: Context) -> Outcome:
+    """Await a call in an asyncio task of its own, which `Attempt.cancel` can cancel."""
+    task = asyncio.get_running_loop().create_task(call, name=run.result.name, context=context)
+    attempt.task = task
     try:
-        return await attempt
+        return await task
     except asyncio.CancelledError as cancelled:
-        # Either the attempt was cancelled before its first step, or whoever awaits it here is.
-        if not attempt.cancelled():
+        # The task was cancelled before its first step; or the worker that awaits it here is cancelled.
+        if not task.cancelled():
             raise
         return Outcome(error=cancelled)
     finally:
-        run.attempt = None
+        attempt.task = None
 
 
-async def _call_and_await(run: Run) -> Outcome:
+async def _outcome_of(run: Run, awaitable: Any = None) -> Outcome:
+    """Call the function of a run, or await what it returned, on the event loop."""
     try:
-        return Outcome(await run.function(*run.args, **run.kwargs))
-    except BaseException as error:  # noqa: BLE001 - an attempt never raises, see above.
-        return Outcome(error=error)
-
-
-async def _await(awaitable: Any) -> Outcome:
-    try:
-        return Outcome(await awaitable)
-    except BaseException as error:  # noqa: BLE001 - an attempt never raises, see above.
+        return Outcome(await (awaitable if awaitable is not None else run.function(*run.args, **run.kwargs)))
+    except BaseException as error:  # noqa: BLE001 - every exception is an outcome, see above.
         return Outcome(error=error)
 
 
 def _call(run: Run) -> Outcome:
+    """Call the function of a run, in a thread."""
     try:
         value = run.function(*run.args, **run.kwargs)
-    except BaseException as error:  # noqa: BLE001 - an attempt never raises, see above.
+    except BaseException as error:  # noqa: BLE001 - every exception is an outcome, see above.
         return Outcome(error=error)
+    if type(value) in (GeneratorType, AsyncGeneratorType):
+        return Outcome(error=TypeError(f"{run.result.name} returned a generator: nothing of it has run"))
     if run.result.status is not TaskStatus.RUNNING and inspect.iscoroutine(value):
-        value.close()  # Over its timeout, or the pool has stopped: nobody may be there any more who would await it.
+        value.close()  # The pool has stopped or the attempt has timed out: nothing will await this coroutine.
+        return Outcome()
     return Outcome(value)
 
 
-def judge(run: Run, outcome: Outcome, random: Callable[[], float]) -> Verdict:
-    """Decide what follows from an outcome."""
-    error = outcome.error
-    if error is not None and run.cut is Cut.STOP and run.seq:
-        return Verdict(Event.PUT_BACK, error)
-    if isinstance(error, asyncio.CancelledError) and run.cut is Cut.STOP:
+def judge(run: Run, attempt: Attempt, outcome: Outcome, random: Callable[[], float]) -> Verdict:
+    """Return the event that follows from an outcome, with the error to record and the delay of a retry."""
+    error, reason = outcome.error, attempt.cancelled_by
+    was_cancelled = isinstance(error, asyncio.CancelledError)
+    # 1. The pool stops. A journal keeps the run for the next start, whatever its clean-up raised.
+    if error is not None and reason is CancelReason.STOP and run.stored is not None:
+        return Verdict(Event.REQUEUE, error)
+    if was_cancelled and reason is CancelReason.STOP:
         return Verdict(Event.LOSE, error)
-    if isinstance(error, asyncio.CancelledError) and run.cut is Cut.CANCEL:
+    # 2. `Pool.cancel` was called, and the coroutine ended by that.
+    if was_cancelled and reason is CancelReason.REQUEST:
         return Verdict(Event.CANCEL, error)
-    if run.cut is Cut.TIMEOUT:
-        error = overdue(run, error)
+    # 3. The attempt timed out. A value that comes after the cancellation comes too late.
+    if reason is CancelReason.TIMEOUT:
+        error = timeout_error(run, error)
     if error is None:
         return Verdict(Event.SUCCEED)
-    # What was told to end for good is not tried again, whatever its cleanup raised.
-    retry = None if run.cut in (Cut.CANCEL, Cut.STOP) else run.options.retry
-    delay = retry.delay(run.result.attempts - run.excused, error, random) if retry is not None else None
+    # 4. It raised. A run that was told to end for good is not tried again, whatever its clean-up raised.
+    retry = None if reason in (CancelReason.REQUEST, CancelReason.STOP) else run.options.retry
+    delay = retry.delay(run.counted_attempts, error, random) if retry is not None else None
     return Verdict(Event.FAIL, error) if delay is None else Verdict(Event.RETRY, error, delay)
 
 
-def overdue(run: Run, stood: BaseException | None = None) -> TimeoutError:
-    """Say that a run is over its timeout; ``stood`` is the exception that shows where."""
-    error = TimeoutError(f"{run.result.name} took longer than its timeout of {run.options.timeout} s")
-    error.__cause__ = stood
+def timeout_error(run: Run, cause: BaseException | None = None) -> TimeoutError:
+    """Return the error of a run over its timeout; ``cause`` is the exception whose traceback shows where it was."""
+    error = TimeoutError(f"{run.result.name} took longer than its timeout of {run.options.timeout:g} s")
+    error.__cause__ = cause
     return error

@@ -1,52 +1,77 @@
-"""Time, in the three forms the queue needs it.
+"""Time, in the three forms the queue needs.
 
-*Wall-clock time* is for people: the stamps in a `TaskResult`. It may jump. *Monotonic time* is for durations: delays,
-deadlines, ages. It never goes back. *Timers* call something later, on the loop's thread.
+- *Wall-clock time* is for people and for the file: the times in a `TaskResult`. It may jump. It is a
+  float, seconds since 1970 in UTC; a `TaskResult` makes a datetime of it when it is read.
+- *Monotonic time* is for durations: delays, deadlines, ages. It never goes back.
+- *Timers* call a function later, on the event loop's thread.
 
-Nothing else in the folder asks the operating system for the time, so a test passes in a clock of its own and moves it
-by hand: an hour of backoff takes no time, and comes out the same on every run. `Clock` is the protocol, `SystemClock`
-what everyone gets who passes nothing.
+Nothing else in the folder asks the operating system for the time. A test passes a clock of its own and
+moves it by hand: an hour of backoff takes no time, and every run of the test is the same.
 
-Timers run in an empty context. A callback scheduled from inside a request would otherwise run in that request's
-contextvars, and keep them alive until it is due.
+Timers run in an empty context. A callback that is scheduled from inside a request would otherwise run
+in that request's contextvars, and keep them alive until it is due.
 """
 
 import asyncio
 import contextvars
+import math
+import reprlib
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 
 class Timer(Protocol):
-    """What `Clock.call_later` gives back."""
+    """A call that is scheduled, as `Clock.call_later` returns it."""
 
     def cancel(self) -> None:
-        """Do not call. Without effect when the call has been made."""
+        """Do not make the call. Without effect once it has been made."""
 
 
 class Clock(Protocol):
-    """Where the queue's time comes from."""
+    """The source of time of one pool."""
 
-    def now(self) -> datetime:
-        """Wall-clock time: aware, in UTC."""
+    def time(self) -> float:
+        """Return the wall-clock time in seconds since 1970, UTC."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """Return seconds since a fixed moment; never goes back."""
 
     def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call ``callback(*args)`` on the loop's thread in so many seconds."""
+        """Call ``callback(*args)`` on the event loop's thread, ``seconds`` from now."""
 
 
 class SystemClock:
-    """The operating system's clocks, and the timers of the running loop."""
+    """The operating system's clocks, and the timers of the running event loop."""
 
-    def now(self) -> datetime:
-        return datetime.now(UTC)
+    def time(self) -> float:
+        return time.time()
 
     def monotonic(self) -> float:
         return time.monotonic()
 
     def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
         return asyncio.get_running_loop().call_later(seconds, callback, *args, context=contextvars.Context())
+
+
+def seconds(option: str, value: Any, *, positive: bool = False) -> float:
+    """Return an option as a float of seconds. Raises ValueError for anything else, and names the option.
+
+    An int, a Decimal or a Fraction becomes a float here, where it is given: a timer that meets a Decimal, or
+    an int too large for a float, fails inside a worker.
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (number > 0 if positive else number >= 0):
+        least = "above zero" if positive else "zero or more"
+        raise ValueError(f"{option} is a number of seconds, {least}, not {reprlib.repr(value)}")
+    return number
+
+
+def count(option: str, value: Any, *, least: int = 1) -> int:
+    """Return an option that counts something. Raises ValueError for anything but an int of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{option} is a whole number, {least} or more, not {reprlib.repr(value)}")
+    return value

@@ -1,34 +1,35 @@
-"""The tasks of one response, from ``add_task`` until the response has left.
+"""The hold: the tasks of one response, from ``add_task`` until the response has left.
 
-This is the object a handler knows as `BackgroundTasks`. The name and ``add_task`` are FastAPI's; what is behind them is
-not a list that the request's own coroutine works off, but a *hold*: it collects runs that have a place in the pool's
-queue and may not start yet. Three verbs end that, and `after_response.py` is the one who says them:
+A handler knows it as `BackgroundTasks`. The name and ``add_task`` are FastAPI's. There, the object is a list that the
+request's own coroutine runs through. Here it is a *hold*: it collects runs that have a slot of the queue and may not start yet. A
+response has one hold; its handler and its dependencies share it. [adding.1]
 
-- ``commit`` before the response head goes out: from here on the tasks are promised. With overflow "wait" this is where
-  places are waited for.
-- ``release`` when the last byte has left: they go to the workers, as one batch, in the order they were added.
-- ``drop`` when the handler failed: they never run, but for those that were added with ``using(always=True)``.
+`after_response.py` ends the hold, by one of three verbs:
 
-Guarantees: a place in the queue is reserved in ``add_task``, so `QueueFull` is raised in the handler, where it can be
-caught and answered. Unless it is caught, one response's tasks are all accepted or none. What a run becomes can be read from the `TaskResult`
-that ``add_task`` gives back, from that moment on.
+- ``commit`` before the response head leaves: the runs are accepted, with a journal on disk.
+- ``release`` after the response has left: they go to the workers, as one batch, in the order they were added.
+- ``drop`` when no response was produced: they never run, but for those that were added with ``using(always=True)``.
 
-A hold that was dropped can be added to again: the handler of an exception may want a task of its own. After the
-release ``add_task`` starts its task at once, as a batch of its own, as `Pool.enqueue` does: a task that still has the
-hold of its request in hand can use it.
+A task takes its slot in ``add_task``, so `QueueFull` is raised in the handler, where it can be caught and answered.
+[bounded.2] Unless the handler catches it, the tasks of one response are all accepted or none. [bounded.3] A handler that prefers
+to wait says so first: ``await background_tasks.reserve(3, timeout=5.0)`` waits until three slots are free for this hold. The next
+three ``add_task`` use them, and the commit frees those that were not used.
 
-Rejected: collecting plain function calls and reserving places only at the end. It is simpler, and finds out that the
-queue is full when the handler has done its work and can no longer say so.
+A hold that was dropped can be added to again: the handler of an exception may need a task of its own. After the release
+``add_task`` starts its task at once, as a batch of its own, like `Pool.enqueue`: a task that still has the hold of its
+request can use it.
+
+Rejected: collecting plain function calls and taking slots at the end. It is simpler, and finds out that the queue is full
+when the handler has done its work and can no longer answer.
 """
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
+from minibg.background.clock import count, seconds
+from minibg.background.pool import Pool
 from minibg.background.result import TaskResult
 from minibg.background.run import Run
-
-if TYPE_CHECKING:
-    from minibg.background.pool import Pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,18 +38,21 @@ T = TypeVar("T")
 class BackgroundTasks:
     """Tasks that run when the response has left. One per request; handlers and dependencies share it."""
 
-    __slots__ = ("_committed", "_origin", "_released", "_runs", "pool")
+    __slots__ = ("_committed", "_is_released", "_origin", "_reserved", "_runs", "pool")
 
-    def __init__(self, pool: "Pool", origin: str = "") -> None:
+    def __init__(self, pool: Pool, origin: str = "") -> None:
         #: The pool that runs them.
         self.pool = pool
         self._origin = origin
-        self._runs: list[Run] = []
-        self._committed = 0
-        self._released = False
+        #: The runs in the order they were added, and whether this hold keeps them when it is dropped.
+        self._runs: dict[Run, bool] = {}
+        self._committed: set[Run] = set()
+        #: Slots that are reserved and not used yet.
+        self._reserved = 0
+        self._is_released = False
 
     def __len__(self) -> int:
-        """How many tasks it holds."""
+        """Return how many tasks it holds."""
         return len(self._runs)
 
     @overload
@@ -61,36 +65,67 @@ class BackgroundTasks:
         """Run ``func(*args, **kwargs)`` when the response has left. May be called from any thread.
 
         ``func`` is a function, a coroutine function, a `Task`, a partial, or another callable. Raises TypeError for
-        what cannot be run, QueueFull when there is no place for it.
+        what cannot be run, QueueFull when no slot is free, PoolStopped.
         """
         run = self.pool.prepare(func, args, kwargs, self._origin)
         return self.pool.on_loop(self._add, run).result
 
     def _add(self, run: Run) -> Run:
-        run = self.pool.admit(run, already=len(self._runs))
-        if self._released:
-            self.pool.accept_and_release(run)
+        added = self.pool.admission.add(run, reserved=self._reserved > 0)
+        if added is run and self._reserved:
+            self._reserved -= 1
+        if self._is_released:
+            self.pool.admission.release([added])
+        elif added in self._runs:  # Added before with the same key: one hold counts once.
+            added.holders -= 1
+            self._runs[added] |= run.options.always
         else:
-            self._runs.append(run)
-        return run
+            self._runs[added] = run.options.always
+        return added
+
+    async def reserve(self, n: int = 1, timeout: float | None = None) -> None:
+        """Wait until ``n`` slots are free for this hold, all of them together, at most ``timeout`` seconds.
+
+        Callers are served first come, first served. The next ``n`` calls of ``add_task`` use these slots; those that are not
+        used are freed when the response head leaves. Raises QueueFull after the timeout [bounded.6], and at once when ``n`` is
+        larger than the pool's ``queue_limit``; ValueError for a number that makes no sense.
+        """
+        timeout = None if timeout is None else seconds("timeout=", timeout)
+        await self.pool.admission.slots.reserve(count("n=", n), timeout)
+        self._reserved += n
+        if self._is_released:  # The response has left while a task of it waited here.
+            self._free_reserved()
 
     async def commit(self) -> None:
-        """Promise to run what is held so far. Raises NotAccepted; then nothing of it is promised."""
-        if len(self._runs) > self._committed:
-            await self.pool.commit(self._runs)
-            self._committed = len(self._runs)
+        """Accept the runs that are held so far, for good. Raises NotAccepted; then none of them is accepted."""
+        self._free_reserved()
+        while pending := [run for run in self._runs if run not in self._committed]:  # More may come while it waits.
+            await self.pool.admission.commit(pending)
+            self._committed.update(pending)
 
     def release(self) -> None:
-        """Give what is held to the workers: the response has left."""
-        self._released = True
-        runs, self._runs = self._runs, []
+        """Hand the runs to the workers: the response has left."""
+        self._is_released = True
+        self._free_reserved()
+        runs = list(self._runs)
+        self._runs.clear()
         if runs:
-            self.pool.release(runs)
+            self.pool.admission.release(runs)
 
     def drop(self) -> None:
-        """Drop what is held: the handler failed. Keeps those that run always."""
-        dropped = [run for run in self._runs if not run.options.always]
-        self._runs = [run for run in self._runs if run.options.always]
-        self._committed = 0
-        for run in dropped:
-            self.pool.drop(run)
+        """Drop the runs, but for those that run always: no response was produced."""
+        self._free_reserved()
+        self._drop([run for run, always in self._runs.items() if not always])
+
+    def drop_uncommitted(self) -> None:
+        """Drop the runs that were added too late to be accepted. The accepted ones stay."""
+        self._drop([run for run in self._runs if run not in self._committed])
+
+    def _drop(self, runs: list[Run]) -> None:
+        for run in runs:
+            del self._runs[run]
+            self.pool.admission.drop(run)
+
+    def _free_reserved(self) -> None:
+        unused, self._reserved = self._reserved, 0
+        self.pool.admission.slots.free_unused(unused)

@@ -1,79 +1,80 @@
 """Tasks that run every so many seconds.
 
-A schedule is a line of moments, ``start + n * seconds``, in monotonic time. At each of them the task is enqueued like
-any other: it stands in the same line, takes a place, may be retried, and shows up in the journal.
+A schedule is a series of moments, ``start + n * seconds``, in monotonic time. At each of them the task is enqueued like any
+other: it takes a slot, is queued, may be retried, and is noted in the ledger.
 
 The rules:
 
-- No overlap. If the run of the last moment has not ended, this moment is missed.
-- The next moment is counted from the schedule, not from the end of the run: a task of 3 s every 60 s stays on the
-  minute.
-- What is missed is skipped and counted, never made up for. That goes for a run that is still going, a full queue, and
-  a loop or machine that slept over several moments.
+- Runs do not overlap. If the run of the last moment has not ended, this moment is missed.
+- The next moment is computed from the schedule, not from the end of the run: a task of 3 s every 60 s stays on the minute.
+- A missed moment is skipped and counted, and not made up for. Reasons to miss one are a run that is still unfinished, a
+  full queue, and an event loop or machine that slept over several moments. For the same reason a journal on disk does not
+  keep these runs.
 
 Cron expressions are not here: a library's trigger (APScheduler has one) computes the next moment, and ``run_at`` takes it.
 """
 
-import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from minibg.background.clock import Clock, Timer
-from minibg.background.queue import NotAccepted
+from minibg.background.clock import Clock, Timer, seconds as checked_seconds
+from minibg.background.errors import NotAccepted
 from minibg.background.result import TaskResult
 from minibg.background.task import as_task, name_of
+from minibg.log import SafeLogger
 
-if TYPE_CHECKING:
-    from minibg.background.pool import Pool
-
-logger = logging.getLogger("minibg.background")
+logger = SafeLogger("minibg.background")
 
 
 class Periodic:
-    """One task on a schedule. Made by `Pool.every`; lives until it is cancelled or the pool stops."""
+    """One task on a schedule. Made by `Pool.every`; ends when it is cancelled or the pool stops.
 
-    def __init__(self, pool: "Pool", func: Any, seconds: float) -> None:
-        if not seconds > 0:
-            raise ValueError(f"every {seconds!r} seconds is no schedule: give a number above zero")
-        #: How many moments had to be skipped.
+    Raises ValueError unless ``seconds`` is a number above zero, TypeError for what cannot be run.
+    """
+
+    def __init__(
+        self, enqueue: Callable[[Any], TaskResult[Any]], func: Callable[[], Any], seconds: float, clock: Clock
+    ) -> None:
+        #: How many moments were skipped.
         self.missed = 0
         #: The newest run.
         self.result: TaskResult[Any] | None = None
-        self._pool = pool
-        # Missed moments are not made up for, so a journal on disk has nothing to keep.
+        self._enqueue = enqueue
         self._func = as_task(func).using(durable=False)
-        self._seconds = seconds
+        self._seconds = checked_seconds("seconds=", seconds, positive=True)
+        self._clock = clock
         self._due_at = 0.0
         self._timer: Timer | None = None
         self._cancelled = False
 
-    def start(self, clock: Clock) -> None:
-        """Count from now: the first moment is one interval away."""
+    def start(self) -> None:
+        """Start the schedule now: the first moment is one interval away."""
         if not self._cancelled:
-            self._due_at = clock.monotonic()
-            self._set_timer(clock)
+            self._due_at = self._clock.monotonic()
+            self._set_timer()
 
     def cancel(self) -> None:
-        """Schedule nothing more. A run that is on its way is not touched."""
+        """Schedule no further run. A run in progress goes on."""
         self._cancelled = True
         if self._timer is not None:
             self._timer.cancel()
 
-    def _set_timer(self, clock: Clock) -> None:
-        late = clock.monotonic() - self._due_at
+    def _set_timer(self) -> None:
+        late = self._clock.monotonic() - self._due_at
         skipped = int(late / self._seconds)
-        self._miss(skipped, "the loop was late")
+        self._miss(skipped, "the event loop was late")
         self._due_at += (skipped + 1) * self._seconds
-        self._timer = clock.call_later(self._due_at - clock.monotonic(), self._due, clock)
+        self._timer = self._clock.call_later(self._due_at - self._clock.monotonic(), self._due)
 
-    def _due(self, clock: Clock) -> None:
+    def _due(self) -> None:
         if self.result is not None and not self.result.is_finished:
             self._miss(1, "the last run has not ended")
         else:
             try:
-                self.result = self._pool.enqueue(self._func)
+                self.result = self._enqueue(self._func)
             except NotAccepted as refusal:
                 self._miss(1, str(refusal))
-        self._set_timer(clock)
+        self._set_timer()
 
     def _miss(self, count: int, why: str) -> None:
         if count:

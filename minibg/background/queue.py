@@ -1,227 +1,158 @@
-"""The line: batches of runs that wait for a worker, and the places they take.
+"""The queue: batches that wait for a worker, and batches that are due later.
 
-What stands in line is a *batch*: the runs of one response, to be run strictly one after another. A worker takes a
-whole batch, so the order within a response needs no lock and no rule, it is the order of a deque. Batches of different
-responses go to different workers. Between batches the line is first in, first out by release.
+A batch is the unit of the queue: the runs of one response. Batches leave the queue first in, first out, in the order of
+their release. [order.1] Different batches go to different workers.
 
-**Two lanes.** ``priority="high"`` batches are taken before all others; a batch stands in the lane of its first run.
-Two lanes are two deques and one ``or``; a number from 0 to 9 would be a heap, and nobody can say what a 6 is. The price
-is said openly: as long as high work keeps coming, normal work waits. ``statistics().oldest_ready`` shows it.
+**Two lanes.** A batch whose first run has ``priority="high"`` is taken before all others. Two lanes are two ordered
+dictionaries and one ``or``; priorities from 0 to 9 would need a heap, and no user can tell what a 6 means. The cost: as
+long as high batches keep coming, normal ones wait. ``statistics().oldest_ready`` shows it.
 
-**Places.** The line is bounded by counting, not by its length: a run takes a place when it is added, long before it
-stands in line, and ``held + ready + waiting <= limit`` holds at every moment. That is what makes an overflow visible
-while there is still a response to change. A place, once reserved, is never taken back from its run. It is given back
-when the run starts its last possible attempt, or ends. A run that may be tried again keeps its place while it runs:
-coming back to a full line it would have to break the limit, or be lost. Only what comes out of a durable journal may stand
-beyond the limit, one that is lower than it was: it is owed, and nothing new is accepted until there is room again.
+**Deferred batches.** A batch whose first run is due later costs a timer (some hundred bytes) and no worker. When the timer
+fires, the queue notes that the run is due and appends the batch to its lane. A time of day (``run_at``) is compared with the
+wall clock again, at least once a minute, because that clock may be set while the run waits.
 
-**Later.** A batch whose next run is due later is *parked*: it costs a timer (some hundred bytes) and no worker.
+**The horizon.** A drain does not wait for a run that is due after its deadline. It sets the horizon; from then on the
+queue sets such batches aside: their runs are counted in ``set_aside``, their timers are gone, and the
+journal, if there is one, keeps them for the next start.
 
-**Two ways to overflow.** ``take_place_nowait`` raises `QueueFull` at once. ``take_places`` waits in line for a number
-of places all together, so two half-accepted responses can never wait for each other. Those who wait are served first
-in, first out, and newcomers do not pass them.
+**Cancelled runs leave.** A run that is cancelled while it is queued or deferred is taken out of its batch, and an empty batch out of the
+queue, at once: memory is bounded by the runs that exist, and not by those that were added. An `OrderedDict` does that
+in constant time at both ends.
 
-Deques and parked futures instead of `asyncio.Queue`: two lanes and a time of arrival at 0.7 of its cost (measured), and ``put``
-never waits, because the place has been there since the beginning. All methods are for the loop's thread.
+`put` never waits, because a run has had its slot since it was added. `get` hands batches to idle workers through futures:
+two lanes at 0.7 of what an `asyncio.Queue` costs (measured). All methods are for the event loop's thread.
 """
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
 
-from minibg.background.clock import Clock, Timer
-from minibg.background.run import Run
+from minibg.background.clock import Clock
+from minibg.background.ledger import Ledger
+from minibg.background.result import Event, TaskStatus
+from minibg.background.run import Batch, Run
 
-#: Weight of the newest interval in the moving average of the time between two places given back. About ten intervals
-#: decide: short enough to follow a burst, long enough not to follow one task.
-NEWEST_INTERVAL = 0.1
-#: Bounds of Retry-After in seconds: it has no fractions (RFC 9110 §10.2.3), and nobody plans an hour ahead.
-SHORTEST_RETRY_AFTER, LONGEST_RETRY_AFTER = 1, 60
-
-
-class NotAccepted(Exception):
-    """The work was not taken on: nothing of it will run. The client may try again in ``retry_after`` seconds."""
-
-    def __init__(self, message: str, *, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class QueueFull(NotAccepted):
-    """There is no place for this task: ``limit`` runs are held, ready or waiting."""
-
-    def __init__(self, limit: int, *, wanted: int = 1, retry_after: int = SHORTEST_RETRY_AFTER) -> None:
-        wish = "no place for another task" if wanted == 1 else f"no places for {wanted} tasks"
-        super().__init__(f"{wish}: the queue's limit is {limit}", retry_after=retry_after)
-        self.limit = limit
-        self.wanted = wanted
-
-
-class Batch:
-    """Runs to be run one after another."""
-
-    __slots__ = ("due_at", "runs", "since", "timer")
-
-    def __init__(self, *runs: Run) -> None:
-        self.runs = deque(runs)
-        for run in self.runs:
-            run.batch = self
-        #: When it was put in line: monotonic seconds.
-        self.since = 0.0
-        #: When it is due, and what will say so: set while it is parked.
-        self.due_at = 0.0
-        self.timer: Timer | None = None
+#: Seconds after which a run with ``run_at`` is compared with the wall clock again.
+WALL_CLOCK_CHECK_SECONDS = 60.0
 
 
 class Queue:
-    """Batches in line, batches that are due later, and a bounded number of places."""
+    """Batches in two lanes, and deferred batches with their timers."""
 
-    def __init__(self, limit: int, clock: Clock) -> None:
-        self.limit = limit
-        #: Places that are taken: by all runs held, ready and waiting, and by the running ones that may come back.
-        self.taken = 0
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
         #: The batches that are due later.
-        self.parked: set[Batch] = set()
+        self.deferred: set[Batch] = set()
+        #: The runs of batches that are due after the horizon.
+        self.set_aside: set[Run] = set()
+        self._ledger = ledger
         self._clock = clock
-        self._high: deque[Batch] = deque()
-        self._normal: deque[Batch] = deque()
-        self._parked_workers: deque[asyncio.Future[None]] = deque()
-        self._waiting_for_places: deque[tuple[Sequence[Run], asyncio.Future[None]]] = deque()
-        self._given_back_at: float | None = None
-        self._interval = 0.0
+        self._horizon = math.inf
+        self._high: OrderedDict[Batch, None] = OrderedDict()
+        self._normal: OrderedDict[Batch, None] = OrderedDict()
+        self._idle_workers: deque[asyncio.Future[None]] = deque()
 
-    # Places.
-
-    def take_place_nowait(self, run: Run) -> None:
-        """Reserve a place. Raises QueueFull."""
-        if self.taken >= self.limit or self._waiting_for_places:
-            raise self.full(1)
-        self._take([run])
-
-    def keep_place(self, run: Run) -> None:
-        """Give a place to a run that had one in an earlier life of its journal, beyond the limit if need be."""
-        self._take([run])
-
-    async def take_places(self, runs: Sequence[Run], timeout: float) -> None:
-        """Reserve a place for each run, all or none; wait for them at most ``timeout`` seconds. Raises QueueFull."""
-        if self._fits(runs) and not self._waiting_for_places:
-            self._take(runs)
-            return
-        if len(runs) > self.limit:
-            raise self.full(len(runs))
-        waiter = (runs, asyncio.get_running_loop().create_future())
-        self._waiting_for_places.append(waiter)
-        timer = self._clock.call_later(timeout, self._refuse, waiter)
-        try:
-            await waiter[1]
-        except asyncio.CancelledError:
-            self._forget(waiter)
-            raise
-        finally:
-            timer.cancel()
-
-    def give_back(self, run: Run) -> None:
-        """Give back the place of a run, if it still has one."""
-        if not run.has_place:
-            return
-        run.has_place = False
-        self.taken -= 1
-        self._measure()
-        self._serve_those_who_wait()
-
-    def full(self, wanted: int) -> QueueFull:
-        """Say that there is no place, and estimate from the current rate when there will be."""
-        if self._given_back_at is None:
-            return QueueFull(self.limit, wanted=wanted)
-        standstill = self._clock.monotonic() - self._given_back_at
-        seconds = math.ceil(max(self._interval, standstill) * wanted)
-        return QueueFull(
-            self.limit, wanted=wanted, retry_after=min(max(seconds, SHORTEST_RETRY_AFTER), LONGEST_RETRY_AFTER)
-        )
-
-    def _fits(self, runs: Sequence[Run]) -> bool:
-        return self.taken + sum(not run.has_place for run in runs) <= self.limit
-
-    def _take(self, runs: Sequence[Run]) -> None:
-        for run in runs:
-            if not run.has_place:  # One that two responses share by its key may have got it from the other.
-                run.has_place = True
-                self.taken += 1
-
-    def _serve_those_who_wait(self) -> None:
-        while self._waiting_for_places:
-            runs, future = self._waiting_for_places[0]
-            if future.done() or not self._fits(runs):  # Who was cancelled and is not awake yet leaves by `_forget`.
-                return
-            self._waiting_for_places.popleft()
-            self._take(runs)
-            future.set_result(None)
-
-    def _refuse(self, waiter: tuple[Sequence[Run], asyncio.Future[None]]) -> None:
-        if waiter in self._waiting_for_places and not waiter[1].done():
-            self._waiting_for_places.remove(waiter)
-            waiter[1].set_exception(self.full(len(waiter[0])))
-            self._serve_those_who_wait()
-
-    def _forget(self, waiter: tuple[Sequence[Run], asyncio.Future[None]]) -> None:
-        """Take back what a waiter got, or would have got, who does not wait any more."""
-        if waiter in self._waiting_for_places:  # It got nothing: what its runs have, another response took.
-            self._waiting_for_places.remove(waiter)
-            self._serve_those_who_wait()
-        else:
-            for run in waiter[0]:
-                self.give_back(run)
-
-    def _measure(self) -> None:
-        now = self._clock.monotonic()
-        if self._given_back_at is not None:
-            self._interval += (now - self._given_back_at - self._interval) * NEWEST_INTERVAL
-        self._given_back_at = now
-
-    # The line.
+    # --- batches that wait for a worker ---
 
     def put(self, batch: Batch) -> None:
-        """Put a batch at the end of its lane. Never waits: its runs have had their places since they were added."""
-        batch.since = self._clock.monotonic()
-        (self._high if batch.runs[0].options.priority == "high" else self._normal).append(batch)
-        self._wake_a_worker()
+        """Append a batch to the lane of its first run, and wake an idle worker."""
+        batch.queued_at = self._clock.monotonic()
+        lane = self._high if batch.runs[0].options.priority == "high" else self._normal
+        lane[batch] = None
+        self._wake_worker()
 
     async def get(self) -> Batch:
         """Take the next batch; wait for one."""
         while not (lane := self._high or self._normal):
-            parked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._parked_workers.append(parked)
-            await parked
-        return lane.popleft()
+            idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle_workers.append(idle)
+            try:
+                await idle
+            except asyncio.CancelledError:
+                if not idle.cancelled():  # It was woken for a batch, which another worker has to take.
+                    self._wake_worker()
+                raise
+        batch, _ = lane.popitem(last=False)
+        return batch
 
-    def _wake_a_worker(self) -> None:
-        while self._parked_workers:
-            parked = self._parked_workers.popleft()
-            if not parked.done():  # A worker that was cancelled leaves its future behind.
-                parked.set_result(None)
+    def _wake_worker(self) -> None:
+        while self._idle_workers:
+            idle = self._idle_workers.popleft()
+            if not idle.done():  # A worker that was cancelled leaves its future behind.
+                idle.set_result(None)
                 return
 
+    def dismiss_workers(self) -> None:
+        """End the idle workers: their `get` raises CancelledError."""
+        while self._idle_workers:
+            self._idle_workers.popleft().cancel()
+
     def oldest(self) -> float | None:
-        """When the batch that has stood longest was put in line; None when nobody stands there."""
-        heads = [lane[0].since for lane in (self._high, self._normal) if lane]
+        """Return when the oldest queued batch was queued, in monotonic seconds; None when the queue is empty."""
+        heads = [next(iter(lane)).queued_at for lane in (self._high, self._normal) if lane]
         return min(heads, default=None)
 
-    # Later.
+    # --- batches that are due later ---
 
-    def park(self, batch: Batch, seconds: float, due: Callable[[Batch], None]) -> None:
-        """Keep a batch out of the line for so many seconds, then call ``due`` with it."""
+    def defer(self, batch: Batch, seconds: float) -> None:
+        """Queue a batch ``seconds`` from now, or set it aside when that is beyond the horizon."""
         batch.due_at = self._clock.monotonic() + seconds
-        batch.timer = self._clock.call_later(seconds, self._come_due, batch, due)
-        self.parked.add(batch)
+        if batch.due_at > self._horizon:
+            self._set_aside(batch)
+            return
+        self.deferred.add(batch)
+        if batch.runs[0].options.run_at is not None:
+            seconds = min(seconds, WALL_CLOCK_CHECK_SECONDS)
+        batch.timer = self._clock.call_later(seconds, self._on_timer, batch)
 
-    def unpark(self, batch: Batch) -> None:
-        """Forget that a batch is due later."""
-        self.parked.discard(batch)
+    def _on_timer(self, batch: Batch) -> None:
+        first = batch.runs[0]
+        self.deferred.discard(batch)
+        if first.options.run_at is not None and not first.result.attempts and first.result.status is TaskStatus.WAITING:
+            left = first.seconds_until_due(self._clock)
+            if left:
+                self.defer(batch, left)
+                return
+        self._due(batch)
+
+    def _due(self, batch: Batch) -> None:
+        batch.timer = None
+        if batch.runs[0].result.status is TaskStatus.WAITING:  # Else it is READY: its claim could not be written.
+            self._ledger.note(batch.runs[0], Event.DUE)
+        self.put(batch)
+
+    def set_horizon(self, moment: float) -> None:
+        """Set the batches aside that are due after this moment (monotonic), now and from now on."""
+        self._horizon = moment
+        for batch in [batch for batch in self.deferred if batch.due_at > moment]:
+            self._set_aside(batch)
+
+    def _set_aside(self, batch: Batch) -> None:
+        self._stop_timer(batch)
+        self.set_aside.update(batch.runs)
+        self._ledger.recheck()  # These runs may be all that the drain waited for.
+
+    def _stop_timer(self, batch: Batch) -> None:
+        self.deferred.discard(batch)
         if batch.timer is not None:
             batch.timer.cancel()
             batch.timer = None
 
-    def _come_due(self, batch: Batch, due: Callable[[Batch], None]) -> None:
-        self.unpark(batch)
-        due(batch)
+    # --- runs that are cancelled ---
+
+    def remove(self, run: Run) -> None:
+        """Take a cancelled run out of its batch. Siblings that waited for it alone are queued."""
+        batch = run.batch
+        if batch is None:  # It is HELD: its hold skips it at the release.
+            return
+        was_deferred = batch in self.deferred or run in self.set_aside
+        was_first = batch.runs[0] is run
+        batch.runs.remove(run)
+        self.set_aside.discard(run)
+        if was_deferred and was_first:
+            self._stop_timer(batch)
+            self.set_aside.difference_update(batch.runs)
+            if batch.runs:
+                self.put(batch)
+        elif not batch.runs:
+            self._high.pop(batch, None)
+            self._normal.pop(batch, None)

@@ -1,42 +1,44 @@
-"""One run of a task: the statuses it goes through, and the record it leaves.
+"""One run of a task: the statuses it passes through, and the record it leaves.
 
-A run's life is a finite state machine, and the machine is the literal table below: `TRANSITIONS[status][event]` is the
-next status. What is not in the table cannot happen: `journal.py`, the only place that changes a status, raises
-`IllegalTransition` for it. The diagram in the README is drawn from this table and a test compares the two.
+A run is a finite state machine, and the machine is the literal table below: ``TRANSITIONS[status][event]`` is the
+next status. An event that the table does not have for a status is an `IllegalTransition`, raised by `ledger.py`, which
+is the only file that changes a status. The diagram in the README is drawn from this table, and a test
+compares the two.
 
-The path of most runs is the first column of each row::
+Most runs take the first event of each row::
 
     (add) -> HELD -> READY -> RUNNING -> SUCCESSFUL
 
-A run is HELD while its response is still on its way, READY when it stands in the queue, RUNNING while a worker has it.
-READY, RUNNING, SUCCESSFUL and FAILED are Django's words (`django.tasks`) and mean what they mean there. The others
-name what Django has no word for; Celery calls nearly all of them PENDING, which is also its answer for an id it has
-never heard of. Here an unknown id is None.
+A run is HELD until its response has left, READY while it is queued, RUNNING while a worker has it. READY,
+RUNNING, SUCCESSFUL and FAILED are Django's words (`django.tasks`) and mean the same. The others name what
+Django has no word for. Celery calls most of them PENDING, which is also its answer for an id that it does not know;
+here the answer for an unknown id is None.
 
-One event is not raised by anything yet: HAND_OFF belongs to an engine in another process. The table has it because
-HANDED_OFF is one of the statuses a reader of results has to expect.
+Two statuses are easily confused. DROPPED: the response was never produced, so the run was never accepted. LOST: the
+run was accepted, the process stopped before it ended, and no journal keeps it.
 
-Two words are easily confused. DROPPED: its response was never produced, so the run was never owed to anybody.
-LOST: it was owed, the process stopped before it ended, and nothing durable keeps it.
-
-A `TaskResult` is live: the run writes it, whoever holds it sees it change. It refers to no exception, no frame and
-no argument, only to text, so keeping ten thousand of them is cheap. The one exception is ``return_value``, kept as it
-is: a task that returns 100 MB holds them for as long as its result is kept.
+A `TaskResult` is live: the ledger writes it, and every holder of it sees the change. It refers to no exception,
+frame or argument, only to text, so ten thousand of them are cheap. ``return_value`` is the exception: a task that
+returns 100 MB keeps them in memory as long as its record is kept.
 """
 
 import asyncio
 import traceback
+from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
-from enum import StrEnum
-from typing import Generic, TypeVar
+from datetime import UTC, datetime
+from enum import Enum, StrEnum
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: How many errors of one run are kept, the newest. A task that is tried a thousand times shall not keep a thousand
+#: Errors that are kept of one run, the newest. A task that is tried a thousand times must not keep a thousand
 #: tracebacks; twenty show the pattern.
 ERRORS_KEPT = 20
-#: How many characters of one traceback are kept, its end. Deep recursion makes long ones.
+#: Characters that are kept of an exception's message. A driver's error may contain the whole statement.
+MESSAGE_KEPT = 2_000
+#: Characters that are kept of a traceback, its end. Deep recursion makes long ones.
 TRACEBACK_KEPT = 20_000
 
 
@@ -45,34 +47,33 @@ class TaskStatus(StrEnum):
 
     #: Its response has not left yet.
     HELD = "HELD"
-    #: It stands in the queue.
+    #: It is queued: a worker may take it.
     READY = "READY"
     #: A worker has it.
     RUNNING = "RUNNING"
-    #: It is due later: by its delay, or by a retry.
+    #: It is due later, by its delay or by a retry.
     WAITING = "WAITING"
-    #: It returned.
+    #: The task returned.
     SUCCESSFUL = "SUCCESSFUL"
-    #: It raised or ran out of time, and no attempt is left.
+    #: The task raised or timed out, and no attempt is left.
     FAILED = "FAILED"
-    #: Somebody asked for that.
+    #: It was cancelled on request.
     CANCELLED = "CANCELLED"
     #: Its response was never produced.
     DROPPED = "DROPPED"
-    #: The process stopped before it ended, and nothing durable keeps it.
+    #: The process stopped before it ended, and no journal keeps it.
     LOST = "LOST"
-    #: An engine has it: another process runs it.
-    HANDED_OFF = "HANDED_OFF"
 
     @property
     def is_final(self) -> bool:
+        """Whether no event can change this status."""
         return not TRANSITIONS[self]
 
 
 class Event(StrEnum):
-    """What happens to a run."""
+    """An event in the life of a run."""
 
-    #: It is added: the way in. It has no row below because there is no status before it.
+    #: It is added: the way in, to HELD. There is no row for it below, because there is no status before it.
     ADD = "add"
     #: Its response has left.
     RELEASE = "release"
@@ -80,7 +81,7 @@ class Event(StrEnum):
     DEFER = "defer"
     #: Its response was not produced.
     DROP = "drop"
-    #: Its time has come.
+    #: Its delay is over.
     DUE = "due"
     #: A worker begins an attempt.
     START = "start"
@@ -92,12 +93,10 @@ class Event(StrEnum):
     RETRY = "retry"
     #: It is cancelled on request.
     CANCEL = "cancel"
-    #: The process stops.
+    #: The process stops, and no journal keeps it.
     LOSE = "lose"
-    #: The process stops, and a durable journal keeps it for the next start.
-    PUT_BACK = "put back"
-    #: An engine takes it. Not raised yet.
-    HAND_OFF = "hand off"
+    #: The process stops in the middle of an attempt, and a journal keeps it for the next start.
+    REQUEUE = "requeue"
 
 
 _S, _E = TaskStatus, Event
@@ -110,119 +109,175 @@ TRANSITIONS: dict[TaskStatus, dict[Event, TaskStatus]] = {
         _E.LOSE: _S.LOST,
     },
     _S.READY: {_E.START: _S.RUNNING, _E.CANCEL: _S.CANCELLED, _E.LOSE: _S.LOST},
-    _S.RUNNING: {_E.SUCCEED: _S.SUCCESSFUL, _E.FAIL: _S.FAILED, _E.RETRY: _S.WAITING, _E.CANCEL: _S.CANCELLED}
-    | {_E.LOSE: _S.LOST, _E.PUT_BACK: _S.READY, _E.HAND_OFF: _S.HANDED_OFF},
+    _S.RUNNING: {
+        _E.SUCCEED: _S.SUCCESSFUL,
+        _E.FAIL: _S.FAILED,
+        _E.RETRY: _S.WAITING,
+        _E.CANCEL: _S.CANCELLED,
+        _E.LOSE: _S.LOST,
+        _E.REQUEUE: _S.READY,
+    },
     _S.WAITING: {_E.DUE: _S.READY, _E.CANCEL: _S.CANCELLED, _E.LOSE: _S.LOST},
-    # The rest are final: nothing happens to them any more.
+    # The rest are final.
     _S.SUCCESSFUL: {},
     _S.FAILED: {},
     _S.CANCELLED: {},
     _S.DROPPED: {},
     _S.LOST: {},
-    _S.HANDED_OFF: {},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TaskError:
-    """What one attempt raised, as text."""
+    """The exception of one attempt, as text."""
 
     #: The number of the attempt, from 1.
     attempt: int
     #: The exception's class: ``smtplib.SMTPServerDisconnected``.
     type: str
-    #: What the exception says.
+    #: The exception's message, at most 2,000 characters of it.
     message: str
-    #: The end of its traceback.
+    #: The end of its traceback, at most 20,000 characters.
     traceback: str
-    #: When, in UTC.
+    #: When it was raised, in UTC.
     at: datetime
 
     @classmethod
-    def of(cls, error: BaseException, attempt: int, at: datetime) -> "TaskError":
-        """The text of an exception, whatever the exception does when it is asked for it."""
-        described = traceback.TracebackException.from_exception(error)
-        kind = type(error)
-        prefix = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-        return cls(
-            attempt=attempt,
-            type=prefix + kind.__qualname__,
-            message=str(described),
-            traceback="".join(described.format())[-TRACEBACK_KEPT:],
-            at=at,
-        )
-
-
-class _Waited:
-    """Those who wait for a run. Apart from its record, whose fields are all for the reader."""
-
-    __slots__ = ("_waiters",)
-
-    def __init__(self) -> None:
-        self._waiters: list[asyncio.Future[None]] = []
-
-    def announce(self) -> None:
-        """Wake everyone in `TaskResult.wait`. The journal calls it, once."""
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _wait(self, timeout: float | None) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            async with asyncio.timeout(timeout):
-                await waiter
-        finally:  # Who asks again every second leaves nothing behind.
-            self._waiters.remove(waiter)
+    def of(cls, error: BaseException, attempt: int, at: float) -> "TaskError":
+        """Describe an exception. Never raises: an exception's own methods may be faulty, and then it has less text."""
+        kind, message, trace = object.__repr__(error), "", ""
+        with suppress(Exception):
+            described = traceback.TracebackException.from_exception(error)
+            module, name = type(error).__module__, type(error).__qualname__
+            kind = name if module == "builtins" else f"{module}.{name}"
+            message, trace = str(described)[:MESSAGE_KEPT], "".join(described.format())[-TRACEBACK_KEPT:]
+        return cls(attempt, kind, message, trace, datetime.fromtimestamp(at, UTC))
 
 
 @dataclass(slots=True, eq=False)
-class TaskResult(_Waited, Generic[T]):
-    """The record of one run. Times are aware datetimes in UTC, None while they have not come."""
+class TaskResult(Generic[T]):
+    """The record of one run.
 
-    #: 32 hexadecimal digits, the last 20 random: ids sort by time, and who knows one cannot guess another.
+    Its times are aware datetimes in UTC, None while they have not come; ``added``, ``released``, ``started`` and
+    ``finished`` are the same in seconds since 1970. ``await result`` waits for the end of the run and returns
+    this record.
+    """
+
+    #: 32 hexadecimal digits, the last 20 random: ids sort by time, and one does not lead to another.
     id: str
     #: The task's name: ``@task(name=)``, else module and name of the function.
     name: str
-    #: Where the request came from that added it, ``"POST /register"``; empty without a request.
+    #: The request that added it, ``"POST /register"``; empty without a request.
     origin: str
-    #: When it was added.
-    added_at: datetime
+    added: float
     #: Where it is now.
     status: TaskStatus = TaskStatus.HELD
-    #: How many attempts have begun.
+    #: The number of attempts that have begun.
     attempts: int = 0
-    #: When its response had left.
-    released_at: datetime | None = None
-    #: When its first attempt began.
-    started_at: datetime | None = None
-    #: When it reached the status it keeps.
-    finished_at: datetime | None = None
-    #: What its attempts raised: the newest twenty.
-    errors: list[TaskError] = field(default_factory=list)
-    #: What it returned, if it is SUCCESSFUL.
+    released: float | None = None
+    started: float | None = None
+    finished: float | None = None
+    #: The errors of its attempts: the newest twenty, oldest first.
+    errors: tuple[TaskError, ...] = ()
+    #: What the task returned, once the run is SUCCESSFUL.
     return_value: T | None = None
-    #: Whether a journal on disk keeps it: it outlives the process.
+    #: Whether a journal on disk keeps it, so that it outlives the process.
     durable: bool = False
+    #: The calls of `wait`; None once nothing more happens to the run in this process.
+    _waiters: list[asyncio.Future[None]] | None = field(default_factory=list, repr=False)
 
-    def __post_init__(self) -> None:
-        _Waited.__init__(self)
+    @property
+    def added_at(self) -> datetime:
+        """When ``add_task`` or ``enqueue`` was called."""
+        return datetime.fromtimestamp(self.added, UTC)
+
+    @property
+    def released_at(self) -> datetime | None:
+        """When its response had left."""
+        return _datetime(self.released)
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When its first attempt began."""
+        return _datetime(self.started)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it reached its final status."""
+        return _datetime(self.finished)
 
     @property
     def is_finished(self) -> bool:
+        """Whether its status is final."""
         return self.status.is_final
 
     async def wait(self, timeout: float | None = None) -> "TaskResult[T]":
-        """Wait until the run has reached a final status, at most ``timeout`` seconds. Gives back this same record.
+        """Wait until the run has reached a final status, at most ``timeout`` seconds. Returns this record.
 
-        Raises TimeoutError; the run goes on. When its pool stops before, and a durable journal keeps the run for the next start,
-        the record comes back as it is then, not finished.
+        Raises TimeoutError; the run goes on. When its pool stops first and a journal keeps the run for the next
+        start, the record is returned as it is then, not finished.
         """
-        if not self.is_finished:
-            await self._wait(timeout)
+        if self._waiters is not None and not self.is_finished:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                async with asyncio.timeout(timeout):
+                    await waiter
+            finally:
+                if self._waiters is not None:  # A caller that asks again every second leaves nothing behind.
+                    self._waiters.remove(waiter)
         return self
 
-    def add_error(self, error: TaskError) -> None:
-        self.errors.append(error)
-        del self.errors[:-ERRORS_KEPT]
+    def __await__(self) -> Generator[Any, None, "TaskResult[T]"]:
+        return self.wait().__await__()
+
+    def _settle(self) -> None:
+        """Wake every `wait`, also those to come: the ledger calls it, once, when nothing more happens to the run."""
+        waiters, self._waiters = self._waiters or (), None
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _datetime(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+class CancelOutcome(Enum):
+    """What `Pool.cancel` could do."""
+
+    #: The run was held, ready or waiting, and never starts.
+    CANCELLED = "cancelled"
+    #: Its coroutine was cancelled, and ends at its next await unless it swallows that.
+    REQUESTED = "requested"
+    #: It runs in a thread, which cannot be stopped. Nothing was done.
+    RUNNING_IN_THREAD = "running in a thread"
+    #: It had ended already.
+    FINISHED = "finished"
+    #: There is no run with this id.
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A pool at one moment."""
+
+    #: Runs whose response has not left.
+    held: int
+    #: Runs that wait for a worker.
+    ready: int
+    #: Runs that are due later.
+    waiting: int
+    #: Runs that a worker has.
+    running: int
+    #: How many runs are in each status, or have ended in it since the start.
+    by_status: dict[TaskStatus, int]
+    #: Age of the oldest queued batch in seconds; None when the queue is empty.
+    oldest_ready: float | None
+    #: The number of workers.
+    workers: int
+    #: Slots that runs have, or that holds have reserved, and how many there are.
+    slots_taken: int
+    queue_limit: int
+    #: Threads that are over their run's timeout and have not returned: each keeps a worker.
+    overrunning_threads: int

@@ -1,69 +1,74 @@
 """Whether a failed attempt is followed by another, and when.
 
-The whole file is one decision, and it is pure: attempt number and exception in, seconds or None out. Waiting is done
-by `queue.py`, which knows nothing of exceptions.
+The file is one decision, and it is pure: attempt number and exception in, seconds or None out. `queue.py`
+does the waiting, and knows no exceptions.
 
 The rules:
 
-- Off unless asked. A task without a `Retry` has one attempt. Running a thing twice is only right where its author
-  said so: a welcome mail that went out and then failed to log must not go out again by default.
-- ``attempts`` counts the first one, as River, Oban and SAQ count. ``attempts=5`` is one attempt and four more.
-- Backoff is exponential with *full jitter*: the delay before attempt n+1 is uniform between zero and the ceiling
-  ``min(cap, base * 2**(n-1))``. A thousand tasks that failed together because a mail server went away do not come back together. Celery's and AWS's
-  rule; equal jitter (half fixed, half random) was rejected because it brings them back in a narrower crowd.
-- The task knows best: ``raise RetryLater(after=30)`` sets the delay itself, as Dramatiq, arq and Celery allow. It spends
-  an attempt all the same, so it cannot go on for ever, and it means nothing without a `Retry`: the run then fails.
-- ``give_up_on`` beats ``on``: a wrong address is not a mail server that is away.
+- Off unless asked. A task without a `Retry` has one attempt. [retry.1] Running a function twice is right only
+  where its author says so: a welcome mail that was sent and then failed to log must not be sent again.
+- ``attempts`` counts the first one. [retry.2] River, Oban and SAQ count like this: ``attempts=5`` is one attempt and
+  four more.
+- The backoff is exponential with *full jitter*: the delay before attempt n+1 is uniform between zero and the
+  ceiling ``min(cap, base * 2**(n-1))``. [retry.3] A thousand tasks that failed together, because a mail server went
+  away, do not come back together. This is the rule of Celery and AWS. Equal jitter (half fixed, half random)
+  was rejected: it brings them back in a narrower crowd.
+- A task may choose the delay itself: ``raise RetryLater(after=30)``, as in Dramatiq, arq and Celery. It spends an
+  attempt all the same, so it cannot go on for ever. [retry.4] Without a `Retry` it is a failure like any other.
+- ``give_up_on`` beats ``on``. [retry.5] A wrong address is not a mail server that is away.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-#: 2**63 seconds is longer than anybody's cap; beyond it the power would overflow a float for no gain.
+from minibg.background.clock import count, seconds
+
+#: The largest power of two in the backoff. 2**63 seconds is longer than any cap, and a larger power overflows a float.
 LARGEST_EXPONENT = 63
 
 
 class RetryLater(Exception):
-    """Raised by a task: this attempt did not work, try again in ``after`` seconds.
+    """Raise it in a task: this attempt did not work, try again in ``after`` seconds.
 
-    Without effect on a task that has no `Retry`, or no attempt left: then it is a failure like any other.
+    It has no effect in a task without a `Retry`, or without an attempt left: there it is a failure like any other.
+    Raises ValueError unless ``after`` is a number of seconds, zero or more.
     """
 
     def __init__(self, message: str = "the task asked for another attempt", *, after: float) -> None:
-        if not after >= 0:
-            raise ValueError(f"RetryLater(after=) is a number of seconds, zero or more, not {after!r}")
         super().__init__(message)
-        self.after = after
+        #: Seconds until the next attempt.
+        self.after = seconds("RetryLater(after=)", after)
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a task is tried, and how long it rests in between.
+    """How often a task is tried, and how long it waits in between.
 
-    Raises ValueError for numbers that make no sense, and names them.
+    Raises ValueError for a number and TypeError for a class that makes no sense, and names the option.
     """
 
-    #: How many attempts there are at the most, the first included.
+    #: The number of attempts at the most, the first included.
     attempts: int = 5
     #: Seconds: the ceiling of the first delay. It doubles with each attempt.
     base: float = 1.0
     #: Seconds: no delay is longer. Ten minutes is Celery's cap.
     cap: float = 600.0
-    #: The exceptions that are worth another attempt.
+    #: The exception classes that are followed by another attempt.
     on: tuple[type[BaseException], ...] = (Exception,)
-    #: Those that are not, though they are among ``on``.
+    #: The exception classes that are not, though they are among ``on``.
     give_up_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"Retry(attempts=) counts the first attempt: at least 1, not {self.attempts!r}")
-        if not self.base >= 0 or not self.cap >= 0:
-            raise ValueError(f"Retry(base=, cap=) are seconds, zero or more, not {self.base!r} and {self.cap!r}")
+        count("Retry(attempts=)", self.attempts)
+        for name in ("base", "cap"):
+            object.__setattr__(self, name, seconds(f"Retry({name}=)", getattr(self, name)))
+        for name in ("on", "give_up_on"):
+            object.__setattr__(self, name, _classes(name, getattr(self, name)))
 
     def delay(self, attempt: int, error: BaseException, random: Callable[[], float]) -> float | None:
-        """Seconds to wait after attempt number ``attempt`` raised ``error``; None: give up.
+        """Return the seconds to wait after attempt number ``attempt`` raised ``error``; None to give up.
 
-        ``random`` gives a number in [0, 1).
+        ``random`` returns a number in [0, 1).
         """
         if attempt >= self.attempts:
             return None
@@ -73,3 +78,12 @@ class Retry:
             return None
         ceiling = min(self.cap, self.base * 2.0 ** min(attempt - 1, LARGEST_EXPONENT))
         return random() * ceiling
+
+
+def _classes(option: str, value: object) -> tuple[type[BaseException], ...]:
+    """Return exception classes as a tuple: ``on=ValueError`` and ``on=[ValueError]`` are understood."""
+    classes = tuple(value) if isinstance(value, Iterable) and not isinstance(value, type) else (value,)
+    for each in classes:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(f"Retry({option}=) is one or more exception classes, not {each!r}")
+    return classes

@@ -1,141 +1,191 @@
-"""A run: one call of a task, with everything that is needed to make it.
+"""A run: one call of a task, with everything that is needed to make it; and the batch it travels in.
 
-What `TaskResult` is for the reader, `Run` is for the queue: the function and its arguments, the options, the
-contextvars of the moment of ``add_task``, and who still holds it. It is dropped when the run ends, and the arguments
-with it; the record stays.
+A `TaskResult` is for the reader, a `Run` is for the queue: the function and its arguments, the options, the
+contextvars of the moment of ``add_task``, the holds that share it, the attempt in progress. It is forgotten when
+the run ends, and the arguments with it; the record stays.
 
-The context is a snapshot, so a request id that middleware set is seen by the task and by nobody else. Workers run in an
-empty context, and every attempt enters a copy of the snapshot: what a first attempt sets, a second does not see. A
-worker that runs tasks in its own context leaks from one request to the next (measured in aiojobs: the second and third
-request's job saw the first one's id).
+**The context is a snapshot.** A request id that middleware set is seen by that request's tasks and by no other
+code. [context.2] Workers run in an empty context [context.3], and every attempt enters a copy of the snapshot: a
+second attempt does not see the contextvars that the first one set. [context.4] A worker that runs tasks in its own
+context leaks from one request to the next (measured in aiojobs: the second and third request's job saw the first
+one's id).
 
-A run may be held by more than one response, when it has a ``key``: it is dropped only when the last of them drops it, and
-released with the first that leaves. It stands in that one's line, and the others' tasks do not wait for it.
+**A batch** is the runs of one response that were released together; they run strictly one after another. [order.2] A
+worker takes a whole batch, so that order needs no lock and no rule: it is the order of a list. Run and Batch refer to
+each other and are one data structure, so they are in one file.
+
+**A shared run.** Two holds may have the same run, when it was added twice with the same ``key`` (`admission.py`
+has the table). It is dropped when the last of them drops it, and released with the first that is released, in that
+one's batch; the tasks of the other hold do not wait for it.
 """
 
 import asyncio
 import contextvars
-import os
-from collections import deque
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from minibg.background.clock import Clock
+from minibg.background.clock import Clock, Timer
 from minibg.background.result import TaskResult
-from minibg.background.task import DEFAULTS, Kind, Options, Task, innermost, kind_of, name_of
-
-if TYPE_CHECKING:
-    from minibg.background.queue import Batch
+from minibg.background.task import DEFAULTS, CallKind, Options, Task, innermost, kind_of, name_of
 
 
-class Cut(Enum):
-    """Why a running attempt was told to end before it did so itself."""
+class CancelReason(Enum):
+    """Why an attempt was told to end before its call returned."""
 
-    #: It is over its timeout.
+    #: It was over its timeout.
     TIMEOUT = auto()
     #: `Pool.cancel` was called.
-    CANCEL = auto()
+    REQUEST = auto()
     #: The pool stops.
     STOP = auto()
 
 
 @dataclass(slots=True, eq=False)
-class Run:
-    """One call of a task on its way through the queue."""
+class Attempt:
+    """An attempt in progress."""
 
-    #: What is called.
+    #: Whether the call is on the event loop, where it can be cancelled, or in a thread, where it cannot.
+    kind: CallKind
+    #: When it began: monotonic seconds.
+    began: float
+    #: The asyncio task of the call, as long as it is on the event loop.
+    task: asyncio.Task[Any] | None = None
+    #: Why it was told to end. The first reason is the only one, see `cancel`.
+    cancelled_by: CancelReason | None = None
+    #: Whether the log has named it as one that takes long.
+    warned: bool = False
+
+    def cancel(self, reason: CancelReason) -> bool:
+        """Tell the attempt to end, unless it was told so before; return whether this was the first time.
+
+        The first reason is the last word [cancel.2], and a clean-up is interrupted once, not once more for each reason. A
+        run that was cancelled on request is not tried again because its timeout comes during the clean-up; a run that was
+        told to end by the stop is not called timed out. One exception: a request replaces a timeout, which could be followed by a retry.
+        """
+        if self.cancelled_by is not None:
+            if self.cancelled_by is CancelReason.TIMEOUT and reason is CancelReason.REQUEST:
+                self.cancelled_by = reason
+            return False
+        self.cancelled_by = reason
+        if self.task is not None:
+            self.task.cancel()
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class StoredRun:
+    """The part of a run that a journal on disk needs. Only `journal/` writes it."""
+
+    #: Positional and keyword arguments as JSON.
+    arguments_json: str
+    #: The options that differ from those of the task, as a JSON object.
+    option_overrides: str = "{}"
+    #: The number of its row, in order of acceptance; None while it is neither in the file nor on its way there.
+    row: int | None = None
+    #: The row of the first run that was committed together with it; None when it is alone.
+    batch: int | None = None
+    #: Attempts that a crash or a stop ended, and not the task: they do not count for its `Retry`.
+    uncounted_attempts: int = 0
+    #: The file has it as FAILED until a commit resets it.
+    must_reset: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request of ``minibg tasks`` to the owner of a journal."""
+
+    action: Literal["retry", "cancel"]
+    id: str
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One call of a task, from ``add_task`` to its final status."""
+
+    #: What is called, and where.
     function: Callable[..., Any]
-    kind: Kind
+    kind: CallKind
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: Options
+    #: The contextvars of the moment of ``add_task``.
     context: contextvars.Context
     result: TaskResult[Any]
-    #: How many responses hold it.
+    #: How many holds have it.
     holders: int = 1
-    #: Whether it counts against the queue's limit.
-    has_place: bool = False
-    #: The batch it stands in line with.
+    #: Whether it has a slot of the queue. False once its last possible attempt has begun.
+    has_slot: bool = False
+    #: The batch it is in, from its release on.
     batch: "Batch | None" = None
-    #: The coroutine attempt that is running, and why it shall end, if it shall.
-    attempt: "asyncio.Task[Any] | None" = None
-    cut: Cut | None = None
-    #: When the attempt began: monotonic seconds; and whether the log has said already that it takes long.
-    since: float = 0.0
-    warned: bool = False
-    #: Seconds it waits, from the moment it is WAITING.
-    wait: float = 0.0
-    #: Its arguments and what differs from its task's options, as JSON, if a durable journal keeps it.
-    payload: str | None = None
-    changes: str = "{}"
-    #: Its number in that journal's file, 0 while it is not there, and that of its batch.
-    seq: int = 0
-    response: int = 0
-    #: Attempts that did not end by the task's fault: the process died, or stopped. They do not count for its `Retry`.
-    excused: int = 0
+    #: The attempt in progress; None between attempts.
+    attempt: Attempt | None = None
+    #: Its part in the journal on disk; None when no journal keeps it.
+    stored: StoredRun | None = None
+    #: Seconds that it waits, from the moment it became WAITING.
+    wait_seconds: float = 0.0
 
     @classmethod
     def of(
-        cls,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        origin: str,
-        clock: Clock,
-        random_bits: Callable[[], str],
+        cls, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], origin: str, clock: Clock
     ) -> "Run":
         """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be run."""
         task = innermost(function)
-        if isinstance(task, Task):  # A partial of a task has what that task has.
+        if isinstance(task, Task):  # A partial of a task has the task's name and options.
             kind, name, options = task.kind, task.name, task.options
         else:
             kind, name, options = kind_of(function), name_of(function), DEFAULTS
-        now = clock.now()
-        result: TaskResult[Any] = TaskResult(_id(now, random_bits()), name, origin, now)
+        now = clock.time()
+        result: TaskResult[Any] = TaskResult(new_id(now), name, origin, now)
         return cls(function, kind, args, kwargs, options, contextvars.copy_context(), result)
 
-    def may_come_back(self) -> bool:
-        """Whether the attempt that begins now may be followed by another."""
-        retry = self.options.retry
-        return retry is not None and self.result.attempts + 1 - self.excused < retry.attempts
+    @property
+    def counted_attempts(self) -> int:
+        """How many attempts count for its `Retry`."""
+        return self.result.attempts - (self.stored.uncounted_attempts if self.stored is not None else 0)
 
-    def delay(self, clock: Clock) -> float | None:
-        """Seconds from now until it is due; None when it has no delay at all."""
+    def may_be_retried(self) -> bool:
+        """Return whether the attempt that begins now may be followed by another."""
+        return self.options.retry is not None and self.counted_attempts + 1 < self.options.retry.attempts
+
+    def seconds_until_due(self, clock: Clock) -> float | None:
+        """Return the seconds from now until its delay is over; None when it has none."""
         if self.options.run_at is not None:
-            return max(0.0, (self.options.run_at - clock.now()).total_seconds())
+            return max(0.0, self.options.run_at.timestamp() - clock.time())
         return self.options.delay
 
     def describe(self) -> str:
-        """Name it in the log: task, id, and where it came from."""
+        """Name it for the log: task, id, and the request it came from."""
         return f"{self.result.name} {self.result.id}{of_origin(self.result.origin)}"
 
 
-class RandomBits:
-    """Gives 80 random bits, as text. Asks the system for many at a time: a system call a run can be a tenth of what it costs."""
+class Batch:
+    """Runs that run one after another. ``runs[0]`` is the next one, or the one in progress."""
 
-    def __init__(self) -> None:
-        self._spare: deque[str] = deque()
+    __slots__ = ("due_at", "queued_at", "runs", "timer")
 
-    def __call__(self) -> str:
-        while True:
-            try:
-                return self._spare.popleft()
-            except IndexError:  # From any thread: two that come here fetch twice, and none is given out twice.
-                bits = os.urandom(256 * 10).hex()
-                self._spare.extend(bits[start : start + 20] for start in range(0, len(bits), 20))
+    def __init__(self, *runs: Run) -> None:
+        #: A list: a `deque` takes 760 bytes, and most batches have one run. Its ``pop(0)`` is a move of pointers.
+        self.runs = list(runs)
+        for run in runs:
+            run.batch = self
+        #: When it was queued last: monotonic seconds.
+        self.queued_at = 0.0
+        #: When its first run is due, in monotonic seconds, and the timer for that; set while it is deferred.
+        self.due_at = 0.0
+        self.timer: Timer | None = None
 
 
-def _id(now: datetime, random_bits: str) -> str:
-    """Milliseconds since 1970 and 80 random bits, as in a UUID of version 7 (RFC 9562 §5.7).
+def new_id(now: float) -> str:
+    """Return an id: milliseconds since 1970 and 80 random bits, as in a UUID of version 7 (RFC 9562 §5.7).
 
-    They sort by time, so the newest stand together in an index on disk: 9 of 27 microseconds a run (measured).
+    Ids sort by time, so the newest are neighbours in an index on disk: 9 of 27 microseconds a run (measured).
     """
-    return f"{int(now.timestamp() * 1000):012x}{random_bits}"
+    return f"{int(now * 1000):012x}{secrets.token_hex(10)}"
 
 
 def of_origin(origin: str) -> str:
-    """Where a run came from, for a line of the log. Escaped: a client chose the path, and could end the line."""
+    """Name the request for a line of the log. Escaped: a client chose the path, which could end the line."""
     return f" of {ascii(origin)[1:-1]}" if origin else ""

@@ -1,6 +1,6 @@
 """What can be run: a function, its name, and its options.
 
-`add_task` takes any function. `@task` is for those that want more than the defaults::
+`add_task` takes any function. `@task` is for functions that need more than the defaults::
 
     @task(retry=Retry(attempts=3), timeout=10)
     def send_welcome_email(address: str) -> None: ...
@@ -10,16 +10,17 @@
 
 The rules of this file:
 
-- A decorated function is still called as a function. Calling it runs it, here and now, with none of its options.
-- Options never share a namespace with the function's arguments. SAQ and taskiq pass both in one call, so a function
-  with a parameter named ``timeout`` cannot be given one. Here options are set on the function or by ``using``, which
-  gives a copy, and every keyword of ``add_task`` belongs to the function. PEP 612 asks for the same: nothing may stand
-  next to ``P.kwargs``.
+- A decorated function is still called as a function. [options.3] Calling it runs it, here and now, without its options.
+- Options never share a namespace with the function's arguments. [options.1] SAQ and taskiq take both in one call, so a
+  function with a parameter named ``timeout`` cannot be given one. Here options are set on the function or by ``using``,
+  which returns a copy [options.2], and every keyword of ``add_task`` belongs to the function. PEP 612 asks for the same:
+  no parameter may follow ``P.kwargs``.
 - What can never run is refused in the handler, while there is still a response to change: coroutine objects, generator
-  functions, things that cannot be called. Starlette finds out after the 200.
-- Functions that live in a module under a name of their own are entered in `TASKS` when they are decorated, under their
-  task name. So a name in a log or a `TaskResult` means one function: a second one that wants it is refused. It is the one
-  global here that changes, and only at import.
+  functions, things that cannot be called. [adding.4] Starlette finds out after the 200.
+- Options become what the queue computes with, or are refused, where they are given: seconds are floats from here on.
+- Functions at the top of a module are entered in `TASKS` when they are decorated, under their task name. A name
+  in a log, a `TaskResult` or a journal means one function; a second function with that name is refused. `TASKS` is the
+  one global of the folder that changes, and only at import.
 
 Rejected: deriving sync or async from the return annotation (it may be missing or wrong), and options as keywords with
 an underscore in front (they are keywords all the same).
@@ -31,8 +32,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum, auto
+from types import MethodType
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
+from minibg.background.clock import seconds
 from minibg.background.retry import Retry
 
 P = ParamSpec("P")
@@ -43,46 +46,46 @@ Priority = Literal["high", "normal"]
 #: The decorated functions by their task names.
 TASKS: "dict[str, Task[..., Any]]" = {}
 
-
-#: What an option's value has to be, where it has to be more than its type.
-RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("retry", lambda value: isinstance(value, Retry), "a Retry(...)"),
-    ("timeout", lambda value: value > 0, "a number of seconds above zero"),
-    ("priority", lambda value: value in ("high", "normal"), "'high' or 'normal'"),
-    ("key", lambda value: isinstance(value, str) and value != "", "a string that is not empty"),
-    ("delay", lambda value: value >= 0, "a number of seconds, zero or more"),
-    ("run_at", lambda value: value.tzinfo is not None, "a datetime with a time zone"),
-)
+#: The values that an option may have, where its type says too little: a check, and what it checks for.
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "retry": (lambda value: isinstance(value, Retry), "a Retry(...)"),
+    "priority": (lambda value: value in ("high", "normal"), "'high' or 'normal'"),
+    "key": (lambda value: isinstance(value, str) and value != "", "a string that is not empty"),
+    "run_at": (lambda value: isinstance(value, datetime) and value.tzinfo is not None, "a datetime with a time zone"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a task is run. Raises ValueError for a value that makes no sense, and names it."""
+    """How a task is run. Raises ValueError for a value that makes no sense, and names the option."""
 
-    #: How it is tried again. None: it is not.
+    #: How it is tried again; None: it is not.
     retry: Retry | None = None
-    #: Seconds an attempt may take. None: as long as it likes.
+    #: Seconds that an attempt may take; None: no limit.
     timeout: float | None = None
-    #: The lane of the queue.
+    #: The lane of the queue: "high" is taken first.
     priority: Priority = "normal"
-    #: At most one unfinished run of the task at a time has this key.
+    #: At most one unfinished run of the task has this key; adding a second returns the first (see `admission.py`).
     key: str | None = None
-    #: Whether a durable journal keeps its runs, if the pool has one.
+    #: Whether a journal keeps its runs, if the pool has one.
     durable: bool = True
     #: Seconds between the response and the run.
     delay: float | None = None
-    #: The time of the run: aware.
+    #: The time of the run: an aware datetime.
     run_at: datetime | None = None
-    #: Whether it runs although the handler failed.
+    #: Whether it runs although its response was never produced.
     always: bool = False
 
     def __post_init__(self) -> None:
-        for name, makes_sense, meaning in RULES:
+        for name, (makes_sense, meaning) in RULES.items():
             value = getattr(self, name)
             if value is not None and not makes_sense(value):
                 raise ValueError(f"{name}= is {meaning}, not {value!r}")
+        for name, positive in (("timeout", True), ("delay", False)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, seconds(f"{name}=", value, positive=positive))
         if self.delay is not None and self.run_at is not None:
-            raise ValueError("delay= and run_at= say the same thing: give one of them")
+            raise ValueError("delay= and run_at= mean the same: set one of them")
 
 
 class TaskOptions(TypedDict, total=False):
@@ -96,7 +99,7 @@ class TaskOptions(TypedDict, total=False):
 
 
 class CallOptions(TaskOptions, total=False):
-    """The keywords of `Task.using`: those of `task`, and those that only make sense for one call."""
+    """The keywords of `Task.using`: those of `task`, and those that make sense for one call only."""
 
     delay: float | None
     run_at: datetime | None
@@ -113,19 +116,26 @@ class Task(Generic[P, R]):
     function: Callable[P, R]
     name: str
     options: Options = field(default=DEFAULTS)
-    kind: "Kind" = field(init=False, repr=False)
+    kind: "CallKind" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", kind_of(self.function))
-        # What functools.wraps does: documentation tools and debuggers see the function.
+        # As functools.wraps does: documentation tools and debuggers see the function.
         copied: dict[str, object] = {name: getattr(self.function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
         self.__dict__.update(copied, __wrapped__=self.function)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
 
+    def __get__(self, instance: object, owner: type | None = None) -> "Task[..., R]":
+        """Bind a decorated method to its instance, as a function would be."""
+        return self if instance is None else replace(self, function=MethodType(self.function, instance))
+
     def using(self, **changes: Unpack[CallOptions]) -> "Task[P, R]":
-        """Give a copy with other options. Raises TypeError for an option that does not exist."""
+        """Return a copy with other options: those of `task`, and ``delay``, ``run_at`` (seconds, datetime), ``always``.
+
+        Raises TypeError for an option that does not exist, ValueError for a value that makes no sense.
+        """
         return replace(self, options=replace(self.options, **changes))
 
 
@@ -134,10 +144,17 @@ def task(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def task(*, name: str | None = None, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(function: Any = None, /, *, name: str | None = None, **options: Unpack[TaskOptions]) -> Any:
-    """Make a function a `Task`: ``@task``, ``@task(retry=..., timeout=...)``, or ``task(theirs)`` for one of others.
+    """Make a function a `Task`: ``@task``, ``@task(retry=..., timeout=...)``, or ``task(function_of_a_library)``.
 
-    The name is ``module.function`` unless given. Raises ValueError when another function has it already, TypeError
-    for what cannot be a task.
+    - ``name``: the task's name; ``module.function`` by default.
+    - ``retry``: a `Retry`; without one the task has one attempt.
+    - ``timeout``: seconds that an attempt may take; no limit by default.
+    - ``priority``: ``"high"`` or ``"normal"``, the default.
+    - ``key``: at most one unfinished run of the task has this key; usually set by ``using(key=...)``.
+    - ``durable``: False keeps its runs out of the pool's journal.
+
+    Raises ValueError when another function has the name already or an option makes no sense, TypeError for an
+    object that cannot be run.
     """
     if function is None:
         return lambda function: _register(function, name, Options(**options))
@@ -145,45 +162,44 @@ def task(function: Any = None, /, *, name: str | None = None, **options: Unpack[
 
 
 def _register(function: Callable[P, R], name: str | None, options: Options) -> Task[P, R]:
-    kind_of(function)  # First: what cannot be run may have no name either.
+    kind_of(function)  # First: an object that cannot be run may have no name either.
     made = Task(function, name or name_of(function), options)
     if not has_own_name(function):
         return made
-    holder = TASKS.setdefault(made.name, made)
-    if _place(holder.function) != _place(function):
-        raise ValueError(
-            f"two functions want the task name {made.name!r}: {_place(holder.function)} and {_place(function)}"
-        )
-    if name is not None or holder.function is not function:
-        # Decorated with its own words, or its module was loaded again: the newest holds the name.
+    registered = TASKS.setdefault(made.name, made)
+    ours, theirs = _qualified_name(function), _qualified_name(registered.function)
+    if ours != theirs:
+        raise ValueError(f"two functions have the task name {made.name!r}: {theirs} and {ours}")
+    if name is not None or registered.function is not function:
+        # The function was decorated again with its own options, or its module was reloaded: the newest has the name.
         TASKS[made.name] = made
     return made
 
 
-def _place(function: Callable[..., object]) -> str:
+def _qualified_name(function: Callable[..., object]) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
 def as_task(function: Callable[P, R]) -> Task[P, R]:
-    """Give a function as a task, without entering it anywhere. Raises TypeError for what cannot be one."""
+    """Return a function as a task, without entering it in `TASKS`. Raises TypeError for what cannot be run."""
     kind_of(function)
     return function if isinstance(function, Task) else Task(function, name_of(function))
 
 
 def has_own_name(function: object) -> bool:
-    """Whether a function can be found again by its name: it is neither a lambda nor made inside another."""
+    """Return whether a function can be found by its name: it is neither a lambda nor made inside another function."""
     return inspect.isfunction(function) and "<" not in function.__qualname__
 
 
 def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give what a partial is a partial of."""
+    """Return the callable inside any number of partials."""
     while isinstance(function, functools.partial):
         function = function.func
     return function
 
 
 def name_of(function: Callable[..., object]) -> str:
-    """Name a callable for logs and results: its task name, or ``module.qualified_name``."""
+    """Name a callable for logs and records: its task name, or ``module.qualified_name``."""
     function = innermost(function)
     if isinstance(function, Task):
         return function.name
@@ -191,22 +207,22 @@ def name_of(function: Callable[..., object]) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-class Kind(Enum):
-    """How a callable is called."""
+class CallKind(Enum):
+    """Where a callable is called."""
 
-    #: Calling it gives a coroutine at once: on the loop.
+    #: On the event loop: calling it returns a coroutine at once.
     COROUTINE = auto()
-    #: Calling it may block: in a thread.
+    #: In a thread: calling it may block.
     PLAIN = auto()
 
 
-def kind_of(function: object) -> Kind:
-    """Tell how a callable is called. Raises TypeError, with the culprit's name, for what cannot be run as a task."""
+def kind_of(function: object) -> CallKind:
+    """Return where a callable is called. Raises TypeError, with the culprit's name, for what cannot be run as a task."""
     if isinstance(function, Task):
         return function.kind
     if inspect.iscoroutine(function):
         name = function.__qualname__
-        function.close()  # It will never be awaited; closing it keeps Python from warning of that.
+        function.close()  # It is never awaited; closing it keeps Python from warning of that.
         raise TypeError(f"a task is a function, not the coroutine it returns: add_task({name}, ...), not {name}(...)")
     if not callable(function):
         raise TypeError(f"a task is a function or another callable, not {function!r}")
@@ -214,12 +230,12 @@ def kind_of(function: object) -> Kind:
     if flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
         raise TypeError(f"{name_of(function)} is a generator function: calling it runs nothing")
     if flags & inspect.CO_COROUTINE or inspect.iscoroutinefunction(function):
-        return Kind.COROUTINE
-    return Kind.PLAIN
+        return CallKind.COROUTINE
+    return CallKind.PLAIN
 
 
 def _code_flags(function: Any) -> int:
-    """Give the flags of the code that a call runs: through partials, tasks, bound methods and ``__call__``."""
+    """Return the flags of the code that a call runs: through partials, tasks, bound methods and ``__call__``."""
     while isinstance(function := innermost(function), Task):
         function = function.function
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)

@@ -1,25 +1,24 @@
-"""The watchdog: names the coroutine task that holds the loop.
+"""The watchdog: names the coroutine task that blocks the event loop.
 
 A blocking call in a coroutine stops everything: every connection, every other task. It is the commonest fault of all
-with background tasks, and the hardest to see, because everything else gets slow. So somebody looks from outside.
+with background tasks, and the hardest to see, because everything else becomes slow. So a thread looks from outside.
 
-While tasks run, the loop *beats*: a timer counts up an attribute every 25 ms. A daemon thread looks as often at the
-count, and asks asyncio which task the loop is stepping. If four looks after the first all see the same beat and the
-same task, it has held the loop for 100 ms; if it is a task of this pool, the thread logs a warning with its name and
-the stack it stands on at this moment. Once per hold, not once per look.
+While tasks run, the event loop *beats*: a timer increments a counter every 25 ms. A daemon thread reads the counter as
+often, and asks asyncio which task the event loop is stepping. When four samples after the first show the same beat and the
+same task, that task has blocked the event loop for 100 ms. If it is a task of this pool, it is named in a
+warning with its stack, once per block and not once per sample. [watchdog.1]
 
-Looks are counted, not the time since the last beat: on a machine that stands still the thread stands still too, and
-nobody is blamed for it. Nor is the last of many tasks that are each short, in a turn of the loop that is long.
+Samples are counted, not elapsed time: a suspended machine suspends the thread too, and raises no false alarm. Neither
+does a long iteration of the event loop that consists of many short steps, because no step is sampled five times.
 
-It costs forty timer calls a second while tasks run, and nothing while none does. Wrapping every step of every task, as
-asyncio's debug mode does, sees the hold only when it is over, without the line it stands on.
+The watchdog has forty timer calls a second while tasks run, and no timer while no task runs. [watchdog.2] asyncio's debug mode
+wraps every step of every task and sees the block only when it is over, without the line that caused it.
 
-What it does not see: a hold that is over before the fifth look (100 to 125 ms), and one in a handler, which is not this
-pool's. A thread that holds the interpreter itself, in a C extension, keeps the watchdog from looking too.
+The watchdog does not see a block that is over before the fifth sample (100 to 125 ms), nor one in a handler. A thread
+that keeps the interpreter's lock, in a C extension, stops the watchdog too.
 """
 
 import asyncio
-import logging
 import sys
 import threading
 import time
@@ -28,26 +27,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from minibg.background.run import Run
+from minibg.log import SafeLogger
 
-logger = logging.getLogger("minibg.background")
+logger = SafeLogger("minibg.background")
 
 #: Seconds. asyncio's own debug mode calls a callback slow from here on.
-HELD_TOO_LONG = 0.1
-#: How many looks at the same step make a hold, after the first.
-LOOKS = 4
-#: Seconds between two beats, and between two looks.
-BEAT = HELD_TOO_LONG / LOOKS
+BLOCKED_SECONDS = 0.1
+#: How many samples of the same step make a block, after the first.
+SAMPLES = 4
+#: Seconds between two beats, and between two samples.
+BEAT_SECONDS = BLOCKED_SECONDS / SAMPLES
 #: How many frames of the stack are logged: the innermost.
 FRAMES = 12
 
 
 class Watchdog:
-    """A daemon thread that watches one loop while ``running`` is not empty."""
+    """A daemon thread that watches the event loop while ``running`` is not empty."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, running: Mapping[str, Run]) -> None:
-        self._loop = loop
-        self._loop_thread = threading.get_ident()
+    def __init__(self, running: Mapping[str, Run]) -> None:
         self._running = running
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
         self._beats: asyncio.TimerHandle | None = None
         self._beat_number = 0
         self._awake = threading.Event()
@@ -55,17 +55,23 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Watch from now on, until nothing runs."""
-        if self._beats is not None:
+        """Watch from now on, until no task runs. A system without a free thread is not watched."""
+        if self._beats is not None or self._closed:
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="minibg-watchdog", daemon=True)
-            self._thread.start()
+            self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
+            self._thread = threading.Thread(target=self._watch, args=(self._loop,), name="minibg-watchdog", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # "can't start new thread"
+                self._closed, self._thread = True, None
+                logger.warning("blocks of the event loop are not reported: %s", error)
+                return
         self._beat()
         self._awake.set()
 
     def close(self) -> None:
-        """End the thread, and wait for it: it is never long in its sleep."""
+        """End the thread, and wait for it: it sleeps for 25 ms at most."""
         self._closed = True
         if self._beats is not None:
             self._beats.cancel()
@@ -74,28 +80,32 @@ class Watchdog:
             self._thread.join()
 
     def _beat(self) -> None:
+        assert self._loop is not None
         self._beat_number += 1
         if self._running or self._beats is None:
-            self._beats = self._loop.call_later(BEAT, self._beat)
+            self._beats = self._loop.call_later(BEAT_SECONDS, self._beat)
         else:
             self._beats = None
             self._awake.clear()
 
-    def _watch(self) -> None:
-        seen, looks = None, 0
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        seen, samples = None, 0
         while not self._closed:
             if not self._awake.is_set():
-                seen = None  # Nothing is kept of the task that ran last.
+                seen = None  # Keep nothing of the task that ran last.
                 self._awake.wait()
-            step = self._beat_number, asyncio.current_task(self._loop)
-            seen, looks = step, looks + 1 if step == seen else 0
-            if looks == LOOKS:
-                self._name(step[1])
-            time.sleep(BEAT)
+            step = self._beat_number, asyncio.current_task(loop)
+            seen, samples = step, samples + 1 if step == seen else 0
+            if samples == SAMPLES:
+                self._warn(step[1])
+            time.sleep(BEAT_SECONDS)
 
-    def _name(self, task: asyncio.Task[Any] | None) -> None:
-        held_by = [run for run in list(self._running.values()) if run.attempt is task]
+    def _warn(self, task: asyncio.Task[Any] | None) -> None:
+        running = [(run, run.attempt) for run in list(self._running.values())]
+        blocking = [run for run, attempt in running if attempt is not None and attempt.task is task]
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - documented, in spite of its name.
-        if task is not None and held_by and frame is not None:
+        if task is not None and blocking and frame is not None:
             stack = "".join(traceback.format_stack(frame)[-FRAMES:])
-            logger.warning("%s holds the loop for over %g s:\n%s", held_by[0].describe(), HELD_TOO_LONG, stack)
+            logger.warning(
+                "%s blocks the event loop for over %g s:\n%s", blocking[0].describe(), BLOCKED_SECONDS, stack
+            )

@@ -2,223 +2,245 @@
 
 The loop is the whole idea::
 
-    while True:
-        batch = await queue.get()
-        await run(batch)
+    while not self.stopping:
+        await self._run(await self._queue.get())
 
-Workers pull. Nobody spawns a task per run, so at most ``workers`` runs are in progress whatever the load, and the order
-within a batch is the order of a loop.
+Workers pull. No asyncio task is spawned per run by the queue or by a response, so at most ``workers`` runs are in
+progress, whatever the load [order.3], and the order within a batch is the order of a loop.
 
-What the loop has to respect:
+What the loop guarantees:
 
-- A failing run never stops its siblings, another batch, or the worker.
-- A run that is to be tried again frees its worker: the batch is parked with that run at its head, so its later
-  siblings wait for it, and comes back to the end of the line when it is due.
-- A run that was cancelled while it stood in line is skipped. It gave its place back when it was cancelled.
-- A coroutine over its timeout is cancelled and awaited. If it swallows the cancellation the log names it, and its
-  worker stays taken: two of the same run at once would be worse than one worker less.
-- A thread cannot be cancelled. Over its timeout its run is FAILED at once, so whoever waits for it knows, and its worker
-  stays taken until the thread returns. It is not tried again, for the same reason. `overrunning` counts those.
-- Once a minute is over, a warning names what still runs. Nothing is cut for it.
+- A failing run never stops its siblings, another batch, or the worker. [isolation.1]
+- A run that waits for its retry frees its worker. Its batch is deferred with that run at its head, so its later
+  siblings wait for it [order.4], and is queued again when the run is due.
+- A coroutine over its timeout is cancelled and awaited. [timeout.2] A coroutine that swallows its cancellation is named in the log
+  and keeps its worker [timeout.3]: two attempts of one run at once would be worse than one worker less.
+- A thread cannot be cancelled. Over its timeout the run is FAILED at once, so `TaskResult.wait` returns, and its worker
+  stays taken until the thread returns. [timeout.4] It is not tried again, for the same reason. `overrunning` counts these.
+- A warning names a run that still runs after a minute. [timeout.5] Nothing is cancelled for it.
+- A worker never dies. [isolation.4] Whatever a task, an exception's ``__str__``, a `Retry` rule, a logging filter or a follower does, the
+  run ends FAILED with what was wrong, its slot is freed, and the worker goes on: `_fail_by_last_resort` is below every step.
 
-A worker is a plain asyncio task in an empty context. It suspends at least once per run, in the attempt's own task or
-thread, so a burst of tiny tasks cannot hold the loop.
+A worker is an asyncio task in an empty context. It suspends at least once per run, in the attempt's own task or thread, so
+a burst of tiny tasks cannot block the event loop. A worker ends when the pool stops, or when the event loop itself cancels it.
 """
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable
-from typing import Any
 
-from minibg.background.attempt import Outcome, Verdict, attempt, judge, overdue
+from minibg.background.attempt import Outcome, Verdict, judge, perform, timeout_error
 from minibg.background.clock import Clock, Timer
-from minibg.background.journal import Journal
-from minibg.background.queue import Batch, NotAccepted, Queue
-from minibg.background.result import Event, TaskError, TaskStatus
-from minibg.background.run import Cut, Run
-from minibg.background.threads import Threads
+from minibg.background.errors import NotAccepted
+from minibg.background.kept import Journal
+from minibg.background.ledger import Ledger, log, logger
+from minibg.background.queue import Queue
+from minibg.background.result import Event, TaskStatus
+from minibg.background.run import Attempt, Batch, CancelReason, Run
+from minibg.background.slots import Slots
+from minibg.background.task import CallKind
 from minibg.background.watchdog import Watchdog
+from minibg.threads import Threads
 
-logger = logging.getLogger("minibg.background")
-
-#: Seconds after which a run that is still going is named in a warning, once. A task of this kind of queue takes
+#: Seconds after which a run that is still in progress is named in a warning, once. A task of this kind of queue takes
 #: seconds; a minute is worth a look.
-LONG = 60.0
+LONG_SECONDS = 60.0
 #: Seconds between two looks for such runs.
-LOOK_EVERY = 10.0
-#: Seconds until a claim is tried again that the disk refused.
-CLAIM_AGAIN = 1.0
-#: Seconds a cancelled coroutine has to end before the log says that it does not.
-GRACE = 1.0
+LOOK_SECONDS = 10.0
+#: Seconds until a claim is tried again that could not be written to disk.
+CLAIM_AGAIN_SECONDS = 1.0
+#: Seconds that a cancelled coroutine has to end before the log says that it does not.
+CANCEL_SECONDS = 1.0
 
 
 class Workers:
-    """What all workers share, and the loop that each of them is in."""
+    """The workers of a pool, and what they share."""
 
     def __init__(
         self,
+        size: int,
         queue: Queue,
+        ledger: Ledger,
+        slots: Slots,
         journal: Journal,
-        threads: Threads,
         clock: Clock,
         random: Callable[[], float],
-        park: Callable[[Batch, float], None],
     ) -> None:
-        #: The runs that an attempt is being made at, by id; also those whose thread is over its timeout.
+        self.size = size
+        #: The runs with an attempt in progress, by id, including threads that are over their timeout.
         self.running: dict[str, Run] = {}
-        #: How many threads are over their timeout and have not returned.
+        #: The number of threads that are over their timeout and have not returned.
         self.overrunning = 0
-        #: No attempt is begun any more.
+        #: No further attempt begins.
         self.stopping = False
         self._queue = queue
+        self._ledger = ledger
+        self._slots = slots
         self._journal = journal
-        self._threads = threads
-        self._watchdog = Watchdog(asyncio.get_running_loop(), self.running)
+        self._threads = Threads("minibg-task", size)
+        self._watchdog = Watchdog(self.running)
         self._clock = clock
         self._random = random
-        self._park = park
+        self._tasks: list[asyncio.Task[None]] = []
         self._look: Timer | None = None
 
-    async def work(self) -> None:
-        """Be one worker."""
+    # --- the loop ---
+
+    def start(self) -> None:
+        """Start the workers."""
+        loop = asyncio.get_running_loop()
+        for number in range(1, self.size + 1):
+            task = loop.create_task(self._work(), name=f"minibg-worker-{number}", context=contextvars.Context())
+            self._tasks.append(task)
+
+    async def _work(self) -> None:
         while not self.stopping:
             await self._run(await self._queue.get())
 
     async def _run(self, batch: Batch) -> None:
+        """Run the runs of a batch one after another; defer the batch when its next run has to wait."""
         while batch.runs and not self.stopping:
             run = batch.runs[0]
-            if run.result.status is TaskStatus.READY:
-                delay = await self._try(run)
-                if delay is not None:
-                    self._park(batch, delay)
-                    return
-            batch.runs.popleft()
-
-    def due(self, batch: Batch) -> None:
-        """Put a batch in line whose first run was waiting."""
-        if batch.runs[0].result.status is TaskStatus.WAITING:
-            self._journal.note(batch.runs[0], Event.DUE)
-        self._queue.put(batch)
+            wait_seconds = None
+            try:
+                wait_seconds = await self._try(run)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the worker goes on.
+                self._fail_by_last_resort(run, error)
+            if wait_seconds is not None:
+                self._queue.defer(batch, wait_seconds)
+                return
+            if batch.runs and batch.runs[0] is run:  # Else it was cancelled, and has left the batch already.
+                batch.runs.pop(0)
 
     async def _try(self, run: Run) -> float | None:
-        """Make one attempt. Seconds until the next one, or None when there is none."""
+        """Make one attempt. Return the seconds until the next one, or None when there is none."""
         try:
             if not await self._claim(run):
                 return None
-        except NotAccepted:
-            return CLAIM_AGAIN
-        self._begin(run)
-        timer = self._set_timeout(run)
+        except NotAccepted:  # The disk refuses to count the attempt.
+            return CLAIM_AGAIN_SECONDS
+        attempt, timer = self._begin(run)
         try:
-            outcome = await attempt(run, self._threads)
+            outcome = await perform(run, attempt, self._threads)
+            _check_cancelled()  # The event loop may end, and the attempt has swallowed that.
+        except asyncio.CancelledError:
+            if run.result.status is TaskStatus.RUNNING:
+                self._ledger.note(run, Event.LOSE if run.stored is None else Event.REQUEUE)
+            raise
         finally:
+            run.attempt = None
             del self.running[run.result.id]
             if timer is not None:
                 timer.cancel()
-        if run.result.status is TaskStatus.RUNNING:
-            return self._conclude(run, judge(run, outcome, self._random), outcome)
-        if run.result.status is TaskStatus.FAILED:  # Else it was lost: it swallowed even the end of the pool.
-            self._note_late_return(run)
-        return None
+        return self._conclude(run, attempt, outcome)
 
     async def _claim(self, run: Run) -> bool:
-        """Have the attempt counted. False when it must not begin. Raises NotAccepted: not now."""
+        """Count the attempt in the journal; return whether it may begin. Raises NotAccepted: not now."""
         allowed = await self._journal.claim(run)
         if run.result.status is not TaskStatus.READY or self.stopping:
-            return False
-        if not allowed:  # It was cancelled in the journal's file.
-            self._journal.note(run, Event.CANCEL)
-            self._queue.give_back(run)
+            return False  # It was cancelled meanwhile, or the pool stops.
+        if not allowed:  # `minibg tasks cancel` was quicker, in the file.
+            self._ledger.note(run, Event.CANCEL)
+            self._slots.free(run)
         return allowed
 
-    def _begin(self, run: Run) -> None:
-        if not run.may_come_back():
-            self._queue.give_back(run)
-        run.since = self._clock.monotonic()
-        run.cut = None
+    def _begin(self, run: Run) -> tuple[Attempt, Timer | None]:
+        """Begin an attempt: RUNNING. Return it, and the timer of its timeout."""
+        if not run.may_be_retried():
+            self._slots.free(run)
+        run.attempt = attempt = Attempt(run.kind, self._clock.monotonic())
         self.running[run.result.id] = run
-        self._journal.note(run, Event.START)
+        self._ledger.note(run, Event.START)
         self._watchdog.wake()
         if self._look is None:
-            self._look = self._clock.call_later(LOOK_EVERY, self._look_for_long_ones)
+            self._look = self._clock.call_later(LOOK_SECONDS, self._warn_about_long_runs)
+        if run.options.timeout is None:
+            return attempt, None
+        return attempt, self._clock.call_later(run.options.timeout, self._on_timeout, run, attempt)
 
-    def _conclude(self, run: Run, verdict: Verdict, outcome: Outcome) -> float | None:
-        error = None
-        if verdict.event in (Event.FAIL, Event.RETRY) and verdict.error is not None:
-            error = TaskError.of(verdict.error, run.result.attempts, self._clock.now())
-        run.wait = verdict.delay
-        self._journal.note(run, verdict.event, error=error, value=outcome.value)
-        self._report(run, verdict)
+    def _conclude(self, run: Run, attempt: Attempt, outcome: Outcome) -> float | None:
+        """Note the end of an attempt. Return the seconds until the next one, or None when there is none."""
+        match run.result.status:
+            case TaskStatus.RUNNING:
+                return self._note(run, judge(run, attempt, outcome, self._random), outcome.value)
+            case TaskStatus.FAILED:  # It failed at its timeout, and now its thread has returned.
+                self._warn_about_late_return(run, attempt)
+        return None  # Any other status: the stop lost or requeued it while it ignored its cancellation.
+
+    def _note(self, run: Run, verdict: Verdict, value: object = None) -> float | None:
+        run.wait_seconds = verdict.delay
+        self._ledger.note(run, verdict.event, error=verdict.error, value=value)
         if verdict.event is Event.RETRY:
             return verdict.delay
-        self._queue.give_back(run)
+        self._slots.free(run)
         return None
 
-    def _report(self, run: Run, verdict: Verdict) -> None:
-        number = run.result.attempts
-        match verdict.event:
-            case Event.FAIL:
-                log(run, logging.ERROR, f"{run.describe()} failed at attempt {number}", verdict.error)
-            case Event.RETRY:
-                message = f"{run.describe()} failed at attempt {number}, the next is in {verdict.delay:.1f} s"
-                log(run, logging.WARNING, message, verdict.error)
-            case Event.CANCEL:
-                log(run, logging.INFO, f"{run.describe()} was cancelled at attempt {number}")
-
-    # Time limits.
-
-    def _set_timeout(self, run: Run) -> Timer | None:
-        if run.options.timeout is None:
-            return None
-        return self._clock.call_later(run.options.timeout, self._over_time, run)
-
-    def _over_time(self, run: Run) -> None:
-        if run.attempt is not None:
-            self.cut(run, Cut.TIMEOUT)
+    def _fail_by_last_resort(self, run: Run, error: Exception) -> None:
+        """End a run whose step raised where no step should: a `Retry` rule, a return value, minibg itself."""
+        if run.result.status is TaskStatus.READY:
+            self._ledger.note(run, Event.START)
+        if run.result.status is TaskStatus.RUNNING:
+            self._ledger.note(run, Event.FAIL, error=error)
         else:
-            run.cut = Cut.TIMEOUT
-            self._fail_overrunning_thread(run)
+            logger.error("%s: an error after its end", run.describe(), exc_info=error)
+        self._slots.free(run)
 
-    def _fail_overrunning_thread(self, run: Run) -> None:
-        self.overrunning += 1
-        self._conclude(run, Verdict(Event.FAIL, overdue(run)), Outcome())
+    # --- time limits ---
 
-    def _note_late_return(self, run: Run) -> None:
+    def _on_timeout(self, run: Run, attempt: Attempt) -> None:
+        if attempt.kind is CallKind.COROUTINE:
+            self.cancel_attempt(run, CancelReason.TIMEOUT)
+        elif attempt.cancel(CancelReason.TIMEOUT):
+            self.overrunning += 1
+            self._note(run, Verdict(Event.FAIL, timeout_error(run)))
+
+    def _warn_about_late_return(self, run: Run, attempt: Attempt) -> None:
         self.overrunning -= 1
-        seconds = self._clock.monotonic() - run.since
-        log(
-            run,
-            logging.WARNING,
-            f"{run.describe()} returned after {seconds:.1f} s, long past its timeout: its worker is free",
-        )
+        seconds = self._clock.monotonic() - attempt.began
+        message = f"{run.describe()} returned after {seconds:.1f} s, past its timeout: its worker is free"
+        log(run, logging.WARNING, message)
 
-    def cut(self, run: Run, cut: Cut) -> None:
-        """Cancel the running coroutine of a run; say so in the log if it does not end."""
-        if run.attempt is not None:
-            run.cut = cut
-            run.attempt.cancel()
-            self._clock.call_later(GRACE, self._is_it_still_there, run, run.attempt)
+    def cancel_attempt(self, run: Run, reason: CancelReason) -> None:
+        """Cancel the coroutine of an attempt in progress; the log names it when it does not end."""
+        attempt = run.attempt
+        if attempt is not None and attempt.task is not None and attempt.cancel(reason):
+            self._clock.call_later(CANCEL_SECONDS, self._warn_if_not_ended, run, attempt)
 
-    def _is_it_still_there(self, run: Run, attempt: asyncio.Task[Any]) -> None:
-        if not attempt.done():
+    def _warn_if_not_ended(self, run: Run, attempt: Attempt) -> None:
+        if run.attempt is attempt:
             log(run, logging.WARNING, f"{run.describe()} swallows its cancellation: its worker stays taken")
 
-    def _look_for_long_ones(self) -> None:
+    def _warn_about_long_runs(self) -> None:
         self._look = None
         now = self._clock.monotonic()
         for run in self.running.values():
-            if now - run.since >= LONG and not run.warned:
-                run.warned = True
-                log(run, logging.WARNING, f"{run.describe()} still runs after {now - run.since:.0f} s")
+            attempt = run.attempt
+            if attempt is not None and now - attempt.began >= LONG_SECONDS and not attempt.warned:
+                attempt.warned = True
+                log(run, logging.WARNING, f"{run.describe()} still runs after {now - attempt.began:.0f} s")
         if self.running:
-            self._look = self._clock.call_later(LOOK_EVERY, self._look_for_long_ones)
+            self._look = self._clock.call_later(LOOK_SECONDS, self._warn_about_long_runs)
 
-    def close(self) -> None:
+    # --- the end ---
+
+    async def close(self) -> None:
+        """End the workers, the threads without a call, and the watchdog.
+
+        A worker whose attempt does not end is left behind after `CANCEL_SECONDS`: its attempt is not interrupted again.
+        """
+        self.stopping = True
+        self._queue.dismiss_workers()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
         self._watchdog.close()
+        self._threads.close()
         if self._look is not None:
             self._look.cancel()
 
 
-def log(run: Run, level: int, message: str, error: BaseException | None = None) -> None:
-    """Log in the context of the run, so that a filter which reads a request id from it finds it."""
-    run.context.copy().run(logger.log, level, message, exc_info=error)
+def _check_cancelled() -> None:
+    """Raise CancelledError when the running asyncio task has been cancelled."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

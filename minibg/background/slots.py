@@ -1,0 +1,137 @@
+"""The bound of the queue: slots, taken in ``add_task`` and freed when a run cannot come back to the queue.
+
+The queue is bounded by counting, not by its length. A run has its slot from ``add_task`` on, long before it is queued,
+and ``held + ready + waiting <= limit`` holds at every moment. [bounded.1] That is what shows a full queue while there is
+still a response to change. There is no run without a slot in these three statuses.
+
+The rules:
+
+- A slot, once taken, is never taken back from its run. [bounded.8] It is freed when the run ends, or when its last possible
+  attempt begins. A run that may be tried again keeps its slot while it runs: coming back to a full queue, it would
+  have to exceed the limit or be lost.
+- `reserve_nowait` takes a slot or raises `QueueFull`. `reserve` waits, first come, first served, until all of its
+  slots are free: all or none. [bounded.5] So two half-accepted responses can never wait for each other. While one caller
+  waits, `reserve_nowait` does not pass it.
+- Runs that a journal gives back may exceed the limit, which may have been lowered since: they were accepted. Nothing new
+  is accepted until the queue is below it.
+
+A refusal says when to come back: the time between two freed slots, as a moving average, times the slots that are
+wanted. ``Retry-After`` is built from it.
+
+All methods are for the event loop's thread.
+"""
+
+import asyncio
+import math
+from collections import deque
+from typing import NamedTuple
+
+from minibg.background.clock import Clock
+from minibg.background.errors import SHORTEST_RETRY_AFTER, QueueFull
+from minibg.background.run import Run
+
+#: Weight of the newest interval in the moving average of the time between two freed slots. About ten intervals decide:
+#: short enough to follow a burst, long enough not to follow one task.
+NEWEST_INTERVAL = 0.1
+#: Seconds, the longest ``Retry-After``: a client does not plan an hour ahead.
+LONGEST_RETRY_AFTER = 60
+
+
+class _Waiter(NamedTuple):
+    """A caller of `reserve` that waits."""
+
+    wanted: int
+    future: asyncio.Future[None]
+
+
+class Slots:
+    """``limit`` slots. ``taken`` of them belong to runs, or are reserved by a hold for tasks that it will add."""
+
+    def __init__(self, limit: int, clock: Clock) -> None:
+        self.limit = limit
+        self.taken = 0
+        self._clock = clock
+        self._waiters: deque[_Waiter] = deque()
+        #: When the last slot was freed (monotonic), and the average of the seconds between two.
+        self._freed_at: float | None = None
+        self._interval = 0.0
+
+    def reserve_nowait(self) -> None:
+        """Take a slot. Raises QueueFull."""
+        if self.taken >= self.limit or self._waiters:
+            raise self._full(1)
+        self.taken += 1
+
+    async def reserve(self, wanted: int, timeout: float | None) -> None:
+        """Take ``wanted`` slots, all or none; wait for them, at most ``timeout`` seconds. Raises QueueFull."""
+        if wanted > self.limit:  # They can never be free together.
+            raise self._full(wanted)
+        if not self._waiters and self.taken + wanted <= self.limit:
+            self.taken += wanted
+            return
+        waiter = _Waiter(wanted, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        timer = self._clock.call_later(timeout, self._refuse, waiter) if timeout is not None else None
+        try:
+            await waiter.future
+        except asyncio.CancelledError:
+            self._withdraw(waiter)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def restore(self, run: Run) -> None:
+        """Take a slot for a run that a journal gives back, beyond the limit if need be."""
+        run.has_slot = True
+        self.taken += 1
+
+    def free(self, run: Run) -> None:
+        """Free the slot of a run, if it still has one."""
+        if run.has_slot:
+            run.has_slot = False
+            self.free_unused(1)
+
+    def free_unused(self, number: int) -> None:
+        """Free slots that no run has used, or has used up."""
+        if number:
+            self.taken -= number
+            self._measure()
+            self._grant_waiters()
+
+    def _grant_waiters(self) -> None:
+        while self._waiters and self.taken + self._waiters[0].wanted <= self.limit:
+            waiter = self._waiters.popleft()
+            if not waiter.future.done():  # Else it was cancelled, and is not awake yet.
+                self.taken += waiter.wanted
+                waiter.future.set_result(None)
+
+    def _refuse(self, waiter: _Waiter) -> None:
+        """The timeout of a waiter is over."""
+        if waiter in self._waiters and not waiter.future.done():
+            self._waiters.remove(waiter)
+            waiter.future.set_exception(self._full(waiter.wanted))
+            self._grant_waiters()  # The next one may want less.
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """Undo the reservation of a waiter that was cancelled."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+            self._grant_waiters()
+        elif not waiter.future.cancelled() and waiter.future.exception() is None:
+            self.free_unused(waiter.wanted)  # They were granted in the moment of the cancellation.
+
+    def _full(self, wanted: int) -> QueueFull:
+        """Return the refusal, with an estimate of when there will be a free slot."""
+        if self._freed_at is None:
+            return QueueFull(self.limit, wanted=wanted)
+        standstill = self._clock.monotonic() - self._freed_at
+        estimate = math.ceil(max(self._interval, standstill) * wanted)
+        bounded = min(max(estimate, SHORTEST_RETRY_AFTER), LONGEST_RETRY_AFTER)
+        return QueueFull(self.limit, wanted=wanted, retry_after=bounded)
+
+    def _measure(self) -> None:
+        now = self._clock.monotonic()
+        if self._freed_at is not None:
+            self._interval += (now - self._freed_at - self._interval) * NEWEST_INTERVAL
+        self._freed_at = now
