@@ -20,7 +20,8 @@ and drop, in the last lines of `AfterResponse._respond`:
   answered, so its tasks run. [gone.1]
 
 Only what reaches this file counts. minibg's `App` drops the hold itself when it makes a response of an exception. Starlette and
-FastAPI make a response of an HTTPException deep inside: here it is a 4xx like one that was returned, and the tasks run.
+FastAPI make a response of an HTTPException deep inside: here it is a 4xx like one that was returned, and the tasks run. Of any
+other exception they make a 500 and raise it again: then the tasks are dropped.
 
 **The pool lives inside the application's lifespan.** It is opened before the application starts up (which may add
 tasks), starts when the startup is complete, and is drained before the application hears of the shutdown, so that the tasks
@@ -55,6 +56,9 @@ class Head(Enum):
     STARTED = auto()
     #: It has left: the tasks are promised.
     LEFT = auto()
+    #: It has left with status 500. If the application raises now, as Starlette does, it was the framework's answer to that
+    #: exception, and the handler produced none. If the application returns, it was a response like any other.
+    SERVER_ERROR = auto()
     #: The application sent it, and the client was gone. The handler had answered.
     UNDELIVERED = auto()
     #: A 503 has left instead: the tasks could not be accepted.
@@ -142,7 +146,7 @@ class AfterResponse:
 class _Response:
     """The messages of one response, on their way from the application to the server."""
 
-    __slots__ = ("_hold", "_passed_on", "_send", "head")
+    __slots__ = ("_hold", "_is_held_back", "_left", "_send", "head")
 
     def __init__(self, hold: BackgroundTasks, send: Send, scope: Scope) -> None:
         self.head = Head.WAITING
@@ -150,8 +154,9 @@ class _Response:
         self._send = send
         # minibg's server keeps the head back until the first message of the body (ASGI http allows it). An application that
         # raises in between still becomes a clean 500, so the head has not left with its own message there.
-        held_back = "minibg.stopping" in (scope.get("extensions") or ())
-        self._passed_on = Head.STARTED if held_back else Head.LEFT
+        self._is_held_back = "minibg.stopping" in (scope.get("extensions") or ())
+        #: What the head is when it has left.
+        self._left = Head.LEFT
 
     async def send(self, message: Message) -> None:
         is_first = self.head is Head.WAITING
@@ -170,10 +175,14 @@ class _Response:
         except OSError:
             self.head = Head.UNDELIVERED
             raise
-        self.head = self._passed_on if is_first else Head.LEFT
+        if is_first:
+            self._left = Head.SERVER_ERROR if message.get("status") == 500 else Head.LEFT
+        self.head = Head.STARTED if is_first and self._is_held_back else self._left
 
     async def end(self) -> None:
-        """Commit the tasks that were added after the last message."""
+        """The application has returned: commit the tasks that were added after the last message."""
+        if self.head is Head.SERVER_ERROR:
+            self.head = Head.LEFT
         if self.head in PROMISED:
             await self._commit_late()
 

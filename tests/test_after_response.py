@@ -7,14 +7,15 @@ them, see `tests/test_path.py`.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from minibg.after_response import AfterResponse
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
-from minibg.background import BackgroundTasks, Pool, PoolStopped, QueueFull, TaskResult, TaskStatus, task
+from minibg.background import BackgroundTasks, JournalFailed, Pool, PoolStopped, QueueFull, TaskResult, TaskStatus, task
+from minibg.background.run import Run
 
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 LAST: Message = {"type": "http.response.body", "body": b"ok"}
@@ -93,8 +94,38 @@ async def raises_within(scope: Scope, receive: Receive, send: Send) -> None:
     raise RuntimeError("half an answer")
 
 
+async def raises_after_the_head(scope: Scope, receive: Receive, send: Send) -> None:
+    await send(START)
+    raise RuntimeError("a head alone")
+
+
 async def silent(scope: Scope, receive: Receive, send: Send) -> None:
     """An application that returns without a response."""
+
+
+def watched_commits(pool: Pool, monkeypatch: pytest.MonkeyPatch, exchange: Exchange) -> list[tuple[int, int]]:
+    """Record each commit: the number of its runs, and of the messages that the server had by then."""
+    commits: list[tuple[int, int]] = []
+    commit = pool.admission.commit
+
+    async def watched(runs: Sequence[Run]) -> None:
+        commits.append((len(runs), len(exchange.messages)))
+        await commit(runs)
+
+    monkeypatch.setattr(pool.admission, "commit", watched)
+    return commits
+
+
+def refuse_commits(pool: Pool, monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> None:
+    """Make the disk full after so many commits."""
+    left = [after]
+
+    async def refuse(runs: Sequence[Run]) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise JournalFailed("the disk is full", retry_after=10)
+
+    monkeypatch.setattr(pool.admission, "commit", refuse)
 
 
 def refusal(exchange: Exchange) -> tuple[int, dict[str, str], bytes]:
@@ -130,43 +161,36 @@ async def test_the_messages_of_the_application_pass_unchanged() -> None:
         assert [id(message) for message in exchange.messages] == [id(START), id(LAST)]
 
 
-async def test_tasks_are_promised_before_the_response_head_leaves() -> None:
-    """With overflow "wait" the pool knows a run from its commit on."""
-    known: list[bool] = []
-    async with Pool(overflow="wait") as pool:
+async def test_tasks_are_committed_before_the_response_head_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Pool() as pool:
         exchange = Exchange()
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            known.append(pool.get(exchange.results[0].id) is not None)
-            await send(START)
-            known.append(pool.get(exchange.results[0].id) is not None)
-
-        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
-        assert known == [False, True]
+        commits = watched_commits(pool, monkeypatch, exchange)
+        await exchange.run(AfterResponse(adding(exchange, work, then=answers), pool))
+        assert commits == [(1, 0)]
+        assert exchange.messages == [START, LAST]
 
 
-async def test_tasks_that_are_added_while_the_body_streams_are_promised_before_its_last_message() -> None:
-    known: list[bool] = []
-    async with Pool(overflow="wait") as pool:
+async def test_tasks_that_are_added_while_the_body_streams_are_committed_before_its_last_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Pool() as pool:
         exchange = Exchange()
+        commits = watched_commits(pool, monkeypatch, exchange)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             await send(START)
             exchange.results += [hold_of(scope).add_task(work)]
             await send(MORE)
-            known.append(pool.get(exchange.results[0].id) is not None)
             await send(LAST)
-            known.append(pool.get(exchange.results[0].id) is not None)
 
-        await exchange.run(AfterResponse(app, pool))
-        assert known == [False, True]
+        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
+        assert commits == [(1, 0), (1, 2)]  # The second one after START and MORE.
         await pool.idle()
-        assert exchange.statuses == [SUCCESSFUL]
+        assert exchange.statuses == [SUCCESSFUL, SUCCESSFUL]
 
 
-@pytest.mark.parametrize("overflow", ["reject", "wait"])
-async def test_tasks_that_are_added_after_the_last_message_run_too(overflow: Any) -> None:
-    async with Pool(overflow=overflow) as pool:
+async def test_tasks_that_are_added_after_the_last_message_run_too() -> None:
+    async with Pool() as pool:
         exchange = Exchange()
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -178,25 +202,59 @@ async def test_tasks_that_are_added_after_the_last_message_run_too(overflow: Any
         assert exchange.statuses == [SUCCESSFUL]
 
 
-@pytest.mark.parametrize("overflow", ["reject", "wait"])
-async def test_tasks_run_of_an_application_that_returns_without_a_response(overflow: Any) -> None:
-    """What the server makes of that is the server's: for the joint nothing has failed."""
-    async with Pool(overflow=overflow) as pool:
-        exchange = Exchange()
-        await exchange.run(AfterResponse(adding(exchange, work, then=silent), pool))
-        await pool.idle()
-        assert (exchange.messages, exchange.statuses) == ([], [SUCCESSFUL])
-
-
-@pytest.mark.parametrize("then", [raises, raises_within])
-async def test_an_exception_drops_the_tasks_and_goes_on_to_the_server(then: ASGIApp) -> None:
+async def test_an_application_that_returns_without_a_response_has_its_tasks_dropped() -> None:
+    """No head has left: nothing was promised."""
     async with Pool() as pool:
         exchange = Exchange()
-        await exchange.run(AfterResponse(adding(exchange, work, always, work, then=then), pool))
+        await exchange.run(AfterResponse(adding(exchange, work, always, then=silent), pool))
+        await pool.idle()
+        assert (exchange.messages, exchange.statuses) == ([], [DROPPED, SUCCESSFUL])
+
+
+#: The scope of minibg's server, which keeps the head back until the first message of the body.
+HOLDS_BACK = {"extensions": {"minibg.stopping": {}}}
+
+
+@pytest.mark.parametrize(
+    ("then", "scope", "status"),
+    [
+        (raises, {}, DROPPED),
+        (raises_after_the_head, {}, SUCCESSFUL),
+        (raises_after_the_head, HOLDS_BACK, DROPPED),
+        (raises_within, {}, SUCCESSFUL),
+        (raises_within, HOLDS_BACK, SUCCESSFUL),
+    ],
+)
+async def test_an_exception_drops_the_tasks_unless_the_head_has_left(
+    then: ASGIApp, scope: dict[str, Any], status: TaskStatus
+) -> None:
+    async with Pool() as pool:
+        exchange = Exchange()
+        await exchange.run(AfterResponse(adding(exchange, work, always, work, then=then), pool), **scope)
         await pool.idle()
         assert isinstance(exchange.error, RuntimeError)
-        assert exchange.statuses == [DROPPED, SUCCESSFUL, DROPPED]
-        assert pool.statistics().places_taken == 0
+        assert exchange.statuses == [status, SUCCESSFUL, status]
+        assert pool.statistics().slots_taken == 0
+
+
+async def test_a_response_that_is_cancelled_after_its_head_keeps_its_tasks() -> None:
+    """The stop cancels responses that take too long; a client has the head of this one."""
+    async with Pool() as pool:
+        exchange, entered = Exchange(), asyncio.Event()
+
+        async def hangs(scope: Scope, receive: Receive, send: Send) -> None:
+            await send(START)
+            await send(MORE)
+            entered.set()
+            await asyncio.get_running_loop().create_future()
+
+        request = asyncio.create_task(exchange.run(AfterResponse(adding(exchange, work, then=hangs), pool)))
+        await entered.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        await pool.idle()
+        assert exchange.statuses == [SUCCESSFUL]
 
 
 async def test_a_cancelled_request_drops_its_tasks() -> None:
@@ -270,7 +328,7 @@ async def test_a_websocket_has_a_hold_too() -> None:
         assert exchange.statuses == [SUCCESSFUL]
 
 
-# --- no place ---
+# --- no slot, no disk ---
 
 
 async def test_a_full_queue_that_nobody_catches_is_a_503_with_retry_after() -> None:
@@ -284,13 +342,14 @@ async def test_a_full_queue_that_nobody_catches_is_a_503_with_retry_after() -> N
         await exchange.run(AfterResponse(app, pool))
         status, headers, body = refusal(exchange)
         assert (status, headers["retry-after"], headers["content-length"]) == (503, "1", str(len(body)))
-        assert body == b"no place for another task: the queue's limit is 2\n"
+        assert body == b"no slot is free for another task: the queue's limit is 2\n"
         assert exchange.error is None
         assert exchange.statuses == [DROPPED, DROPPED]
-        assert pool.statistics().places_taken == 0
+        assert pool.statistics().slots_taken == 0
 
 
 async def test_a_full_queue_within_the_response_is_an_exception_like_any_other() -> None:
+    """The client has the head, so the task that was accepted with it runs."""
     async with Pool(queue_limit=1) as pool:
         exchange = Exchange()
 
@@ -299,9 +358,10 @@ async def test_a_full_queue_within_the_response_is_an_exception_like_any_other()
             hold_of(scope).add_task(work)
 
         await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
+        await pool.idle()
         assert isinstance(exchange.error, QueueFull)
         assert exchange.messages == [START]
-        assert exchange.statuses == [DROPPED]
+        assert exchange.statuses == [SUCCESSFUL]
 
 
 async def test_an_application_that_catches_the_full_queue_answers_itself() -> None:
@@ -320,46 +380,10 @@ async def test_an_application_that_catches_the_full_queue_answers_itself() -> No
         assert exchange.statuses == [SUCCESSFUL]
 
 
-async def test_the_commit_waits_for_places_up_to_the_deadline_and_is_a_503_then() -> None:
-    async with Pool(queue_limit=2, overflow="wait", overflow_timeout=0.0) as pool:
-        other = BackgroundTasks(pool)
-        other.add_task(work)
-        await other.commit()
-        exchange = Exchange()
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await answers(scope, receive, send)
-            await send(LAST)
-
-        await exchange.run(AfterResponse(adding(exchange, work, work, then=app), pool))
-        status, headers, body = refusal(exchange)
-        assert (status, headers["retry-after"]) == (503, "1")
-        assert body == b"no places for 2 tasks: the queue's limit is 2\n"
-        assert exchange.error is None
-        assert exchange.statuses == [DROPPED, DROPPED]
-        other.release()
-
-
-async def test_the_commit_gets_the_places_that_come_free_in_time() -> None:
-    async with Pool(queue_limit=1, overflow="wait", overflow_timeout=60.0) as pool:
-        other = BackgroundTasks(pool)
-        other.add_task(work)
-        await other.commit()
-        exchange = Exchange()
-        request = asyncio.create_task(exchange.run(AfterResponse(adding(exchange, work, then=answers), pool)))
-        other.release()
-        await request
-        assert exchange.messages == [START, LAST]
-        await pool.idle()
-        assert exchange.statuses == [SUCCESSFUL]
-
-
-async def test_what_the_application_does_after_its_refusal_is_between_it_and_nobody() -> None:
-    """It goes on as if it had answered, adds a task and fails: no task runs, and the server hears of the failure."""
-    async with Pool(queue_limit=1, overflow="wait", overflow_timeout=0.0) as pool:
-        other = BackgroundTasks(pool)
-        other.add_task(work)
-        await other.commit()
+async def test_a_commit_that_is_refused_is_a_503_in_place_of_the_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application goes on as if it had answered, adds a task and fails: no task runs but those that run always."""
+    async with Pool() as pool:
+        refuse_commits(pool, monkeypatch)
         exchange = Exchange()
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -367,67 +391,67 @@ async def test_what_the_application_does_after_its_refusal_is_between_it_and_nob
             exchange.results += [hold_of(scope).add_task(work)]
             await raises(scope, receive, send)
 
-        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
-        assert refusal(exchange)[0] == 503
+        await exchange.run(AfterResponse(adding(exchange, work, always, then=app), pool))
+        status, headers, body = refusal(exchange)
+        assert (status, headers["retry-after"], body) == (503, "10", b"the disk is full\n")
         assert isinstance(exchange.error, RuntimeError)
-        assert exchange.statuses == [DROPPED, DROPPED]
-        other.release()
+        await pool.idle()
+        assert exchange.statuses == [DROPPED, SUCCESSFUL, DROPPED]
+        assert pool.statistics().slots_taken == 0
 
 
-async def test_a_commit_that_is_refused_within_the_response_reaches_the_application() -> None:
-    async with Pool(queue_limit=1, overflow="wait", overflow_timeout=0.0) as pool:
+@pytest.mark.parametrize("when", ["before the last message", "after it"])
+async def test_a_task_that_is_added_too_late_and_refused_is_dropped_alone(
+    when: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The response and the tasks that were committed with its head are not touched."""
+    async with Pool() as pool:
+        refuse_commits(pool, monkeypatch, after=1)
         exchange = Exchange()
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             await send(START)
-            other = BackgroundTasks(pool)
-            other.add_task(work)
-            await other.commit()
-            exchange.results += [hold_of(scope).add_task(work)]
-            try:
+            if when == "after it":
                 await send(LAST)
-            finally:
-                other.release()
+            exchange.results += [hold_of(scope).add_task(work)]
+            if when != "after it":
+                await send(LAST)
+
+        with caplog.at_level(logging.WARNING, logger="minibg.background"):
+            await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
+            await pool.idle()
+    assert (exchange.error, exchange.messages) == (None, [START, LAST])
+    assert exchange.statuses == [SUCCESSFUL, DROPPED]
+    assert caplog.messages[0] == "a task that was added after the response head was not accepted: the disk is full"
+
+
+async def test_a_handler_reserves_slots_and_the_commit_frees_the_unused_ones() -> None:
+    async with Pool(queue_limit=3) as pool:
+        exchange, taken = Exchange(), list[int]()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await hold_of(scope).reserve(3)
+            exchange.results += [hold_of(scope).add_task(work)]
+            taken.append(pool.statistics().slots_taken)
+            await send(START)
+            taken.append(pool.statistics().slots_taken)
+            await send(LAST)
 
         await exchange.run(AfterResponse(app, pool))
-        assert isinstance(exchange.error, QueueFull)
-        assert exchange.messages == [START]
-        assert exchange.statuses == [DROPPED]
+        await pool.idle()
+        assert (taken, exchange.statuses, pool.statistics().slots_taken) == ([3, 1], [SUCCESSFUL], 0)
 
 
-async def test_an_application_that_returns_without_a_response_is_refused_like_any_other() -> None:
-    async with Pool(queue_limit=1, overflow="wait", overflow_timeout=0.0) as pool:
-        other = BackgroundTasks(pool)
-        other.add_task(work)
-        await other.commit()
-        exchange = Exchange()
-        await exchange.run(AfterResponse(adding(exchange, work, then=silent), pool))
-        other.release()
-        assert (refusal(exchange)[0], exchange.error, exchange.statuses) == (503, None, [DROPPED])
-
-
-async def test_what_was_promised_runs_although_a_task_added_after_the_response_finds_no_place(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """It is refused alone, and the log says so: the client has its answer already."""
-    async with Pool(queue_limit=2, overflow="wait", overflow_timeout=0.0) as pool:
-        other = BackgroundTasks(pool)
-        other.add_task(work)
-        await other.commit()
+async def test_a_reservation_that_times_out_is_a_503_unless_it_is_caught() -> None:
+    async with Pool(queue_limit=1) as pool:
         exchange = Exchange()
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await answers(scope, receive, send)
-            exchange.results += [hold_of(scope).add_task(work)]
+            await hold_of(scope).reserve(1, timeout=0.0)
 
         await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
-        other.release()
-        await pool.idle()
-    assert (exchange.error, exchange.messages) == (None, [START, LAST])
-    assert exchange.statuses == [SUCCESSFUL, DROPPED]
-    assert caplog.messages == [
-        "a task that was added after the response was not accepted: no place for another task: the queue's limit is 2"
-    ]
+        assert refusal(exchange)[0] == 503
+        assert exchange.statuses == [DROPPED]
 
 
 async def test_tasks_for_a_pool_that_has_stopped_are_a_503() -> None:
@@ -435,7 +459,7 @@ async def test_tasks_for_a_pool_that_has_stopped_are_a_503() -> None:
     async with pool:
         pass
     exchange = await Exchange().run(AfterResponse(adding(Exchange(), work, then=answers), pool))
-    assert refusal(exchange)[2] == b"the pool has stopped: nothing is taken on any more\n"
+    assert refusal(exchange)[2] == b"the pool has stopped and accepts no tasks\n"
     with pytest.raises(PoolStopped):
         BackgroundTasks(pool).add_task(work)
 
@@ -475,6 +499,12 @@ class Speaking:
 
     async def note(self, what: str) -> None:
         self.notes.append(what)
+
+
+async def answers_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    for part in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{part}.complete"})
 
 
 async def test_the_pool_is_open_during_startup_works_after_it_and_is_drained_before_the_shutdown() -> None:
@@ -604,10 +634,47 @@ async def test_without_a_lifespan_the_first_request_starts_the_pool_and_the_log_
         await exchange.run(joint)
     await joint.pool.idle()
     assert exchange.statuses == [SUCCESSFUL, SUCCESSFUL]
-    assert caplog.messages == ["no lifespan was run: the pool starts with this request, and nobody will drain it"]
+    assert caplog.messages == ["no lifespan was run: the pool starts with this request, and will not be drained"]
     await joint.pool.stop()
 
 
 def test_options_next_to_a_pool_are_refused() -> None:
     with pytest.raises(TypeError, match=r"\(queue_limit, workers\) next to a pool"):
         AfterResponse(answers, Pool(), workers=1, queue_limit=2)
+
+
+async def test_a_pool_that_was_made_here_is_made_anew_for_each_lifespan() -> None:
+    joint = AfterResponse(answers_lifespan)
+    for _ in range(2):
+        life = Life(joint)
+        assert await life.tell("startup") == {"type": "lifespan.startup.complete"}
+        finished = joint.pool.enqueue(work)
+        assert await life.tell("shutdown") == {"type": "lifespan.shutdown.complete"}
+        await life.task
+        assert finished.status is SUCCESSFUL
+
+
+async def test_a_pool_that_was_given_and_has_stopped_fails_the_startup() -> None:
+    async with Pool() as pool:
+        pass
+    life = Life(AfterResponse(answers_lifespan, pool))
+    assert await life.tell("startup") == {
+        "type": "lifespan.startup.failed",
+        "message": "the pool cannot open: it was given to AfterResponse and has stopped: a pool that is given lives once",
+    }
+    with pytest.raises(RuntimeError):
+        await life.task
+
+
+def test_an_application_without_a_lifespan_works_in_one_event_loop_after_the_other() -> None:
+    """A test client that makes a loop for each test: the tasks of the second loop run too."""
+    exchange = Exchange()
+    joint = AfterResponse(adding(exchange, work, then=answers))
+
+    async def one_loop() -> None:
+        await exchange.run(joint)
+        await joint.pool.idle()
+
+    for _ in range(2):
+        asyncio.run(one_loop())
+    assert exchange.statuses == [SUCCESSFUL, SUCCESSFUL]

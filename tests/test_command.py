@@ -84,6 +84,19 @@ async def forever():
         except asyncio.CancelledError:
             print("no", flush=True)
 
+@app.get("/blocked")
+async def blocked():
+    print("task started", flush=True)
+    await asyncio.to_thread(threading.Event().wait)
+
+@asynccontextmanager
+async def endless_start(_):
+    print("task started", flush=True)
+    await asyncio.Event().wait()
+    yield
+
+app_that_never_starts = App(lifespan=endless_start)
+
 def factory():
     return app
 
@@ -210,7 +223,7 @@ def test_the_environment_turns_an_option_off(monkeypatch: pytest.MonkeyPatch, va
     assert bool(parser().parse_args(["a:b"]).access_log) is expected
 
 
-@pytest.mark.parametrize("wrong", [["--queue-limit", "many"], ["--overflow", "burst"], ["--nothing"]])
+@pytest.mark.parametrize("wrong", [["--queue-limit", "many"], ["--durability", "burst"], ["--nothing"]])
 def test_a_wrong_option_ends_with_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parser().parse_args(["a:b", *wrong])
@@ -218,7 +231,7 @@ def test_a_wrong_option_ends_with_2(wrong: list[str], capsys: pytest.CaptureFixt
     assert wrong[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("variable", ["LOOP", "LOG_LEVEL", "OVERFLOW", "WORKERS"])
+@pytest.mark.parametrize("variable", ["LOOP", "LOG_LEVEL", "DURABILITY", "TASK_WORKERS"])
 def test_the_environment_is_not_believed_more_than_the_command_line(
     variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +246,7 @@ def test_every_option_of_the_command_is_understood() -> None:
     options = vars(
         parser().parse_args(
             "a:b --host h --port 1 --uds u --uds-permissions 660 --fd 3 --root-path /r --no-access-log --max-body 5 "
-            "--header-timeout 0.5 --keep-alive 2 --workers 2 --overflow wait --overflow-timeout 1.5 --drain-timeout 3 "
+            "--header-timeout 0.5 --keep-alive 2 --task-workers 2 --drain-timeout 3 "
             "--loop asyncio --log-level debug --log-format json --factory --app-dir d".split()
         )
     )
@@ -249,9 +262,7 @@ def test_every_option_of_the_command_is_understood() -> None:
         "max_body": 5,
         "header_timeout": 0.5,
         "keep_alive": 2.0,
-        "workers": 2,
-        "overflow": "wait",
-        "overflow_timeout": 1.5,
+        "task_workers": 2,
         "drain_timeout": 3.0,
         "loop": "asyncio",
         "log_level": "debug",
@@ -289,7 +300,7 @@ def logging_as_it_was() -> Iterator[None]:
         (["served:nothing"], 1, "cannot load served:nothing: module 'served' has no attribute 'nothing'"),
         (["served"], 1, "'served' is not the name of an application: write module:attribute"),
         (["served:hello", "--factory"], 1, "the factory failed: TypeError: hello() missing"),
-        (["served:app", "--workers", "0"], 2, "a pool needs a worker and a place: workers=0, queue_limit=1000"),
+        (["served:app", "--task-workers", "0"], 2, "workers= is a whole number, 1 or more, not 0"),
         (["served:app", "--max-body", "0"], 2, "max_body must be positive, not 0"),
         (["served:fails"], 3, "the application failed to start: no database"),
     ],
@@ -360,6 +371,7 @@ def test_a_signal_ends_it_in_phases_after_its_tasks_and_with_0(folder: Path, num
         "INFO minibg.background: waiting up to 30 s for 1 task: 0 held, 0 ready, 1 running, 0 waiting, "
         "served.wait _ of GET /slow runs for _ s",
         "task ended",
+        "INFO minibg.background: served.wait _ of GET /slow: SUCCESSFUL after _ s, attempt 1",
         "INFO minibg.background: drained in _ s: 1 finished, 0 did not",
         "INFO minibg.server: stopped",
     ]
@@ -376,10 +388,45 @@ def test_a_second_signal_gives_up_the_drain_and_a_stuck_task_is_named_lost(folde
         assert minibg.ended() == 0
     assert messages(minibg.lines)[-3:] == [
         "WARNING minibg.background: did not finish: served.hang _ of GET /stuck, _ s old, was RUNNING: LOST, "
-        "its thread is still at work",
+        "its attempt goes on and is left behind",
         "WARNING minibg.background: drained in _ s: 0 finished, 1 did not",
         "INFO minibg.server: stopped",
     ]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_task_that_swallows_its_cancellation_does_not_keep_the_process(folder: Path, loop: str) -> None:
+    with command(folder, "served:app", "--port", "0", "--loop", loop, "--drain-timeout", "0.1") as minibg:
+        minibg.get(f"{minibg.url()}/endless")
+        minibg.until("task started")
+        minibg.signal()
+        minibg.until("no")
+        minibg.signal()  # The clean-up is not waited for either.
+        assert minibg.ended() == 0
+    assert any("its attempt goes on and is left behind" in line for line in minibg.lines)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_request_in_a_thread_does_not_keep_the_process(folder: Path, loop: str) -> None:
+    """Python joins the threads of asyncio's default executor without limit."""
+    with command(folder, "served:app", "--port", "0", "--loop", loop, "--graceful-timeout", "0.1") as minibg:
+        port = minibg.port()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /blocked HTTP/1.1\r\nhost: a\r\n\r\n")
+            minibg.until("task started")
+            minibg.signal()
+            assert minibg.ended() == 0
+    assert re.search(r"left behind, still at work: (asyncio|uvloop)_0$", minibg.lines[-1])
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_second_signal_gives_up_a_start_that_does_not_end(folder: Path, loop: str) -> None:
+    with command(folder, "served:app_that_never_starts", "--port", "0", "--loop", loop) as minibg:
+        minibg.until("task started")
+        minibg.signal()
+        minibg.signal(signal.SIGTERM)
+        assert minibg.ended() == 0
+    assert minibg.lines[-1].endswith("the start was given up: the application had not started")
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -585,7 +632,7 @@ def test_the_application_is_told_who_asks_and_where_it_is(folder: Path, options:
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_options_come_from_the_command_line_and_from_the_environment(folder: Path, loop: str) -> None:
-    options = ["served:factory", "--factory", "--port", "0", "--workers", "2", "--loop", loop]
+    options = ["served:factory", "--factory", "--port", "0", "--task-workers", "2", "--loop", loop]
     with command(folder, *options, environment={"MINIBG_QUEUE_LIMIT": "7"}) as minibg:
         answer = minibg.get(minibg.url())
         assert answer["limit"] == 7
@@ -612,7 +659,7 @@ def test_the_access_log_can_be_left_out(folder: Path) -> None:
         minibg.get(minibg.url())
         minibg.signal()
         assert minibg.ended() == 0
-    assert not [line for line in minibg.lines if "GET" in line]
+    assert not [line for line in minibg.lines if "minibg.access" in line]
 
 
 def test_curl_talks_to_it(folder: Path) -> None:

@@ -45,7 +45,7 @@ async def answer(port: int) -> Any:
 
 async def test_options_go_to_the_part_that_they_belong_to() -> None:
     app = greeting("hello")
-    async with serve(app, port=0, root_path="/api", max_target=100, workers=3, queue_limit=5) as server:
+    async with serve(app, port=0, root_path="/api", max_target=100, task_workers=3, queue_limit=5) as server:
         assert server.port > 0
         assert (server.root_path, server.limits) == ("/api", Limits(max_target=100))
         statistics = server.pool.statistics()
@@ -73,7 +73,7 @@ async def test_limits_can_be_given_whole() -> None:
     [
         ({"wrokers": 3, "colour": "red"}, r"serve\(\) has no option colour, wrokers"),
         ({"limits": Limits(), "max_body": 3}, r"options of Limits \(max_body\) next to limits="),
-        ({"pool": Pool(), "workers": 3}, r"options of a pool \(workers\) next to a pool"),
+        ({"pool": Pool(), "task_workers": 3}, r"options of a pool \(workers\) next to a pool"),
         ({"clock": None}, r"serve\(\) has no option clock"),
     ],
 )
@@ -82,7 +82,7 @@ def test_options_that_make_no_sense_are_type_errors(options: dict[str, Any], mes
         serve(greeting("hello"), **options)
 
 
-@pytest.mark.parametrize("options", [{"workers": 3}, {"pool": Pool()}])
+@pytest.mark.parametrize("options", [{"task_workers": 3}, {"pool": Pool()}])
 def test_an_after_response_has_its_pool_already(options: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="an AfterResponse already"):
         serve(AfterResponse(greeting("hello")), **options)

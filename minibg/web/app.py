@@ -203,7 +203,7 @@ class App:
         try:
             await self._respond(request, receive, sending)
         except Exception as error:
-            if not isinstance(error, ClientDisconnected):
+            if not sending.started and not isinstance(error, ClientDisconnected):
                 _drop_tasks(scope)  # Before the exception's handler, which may add some of its own.
             response = await self._answer_to(error, request)
             if response is None:
