@@ -41,7 +41,7 @@ from minibg.background import Transition
 from minibg.serving import TaskServer
 
 from tests.background.recording import reached
-from tests.server.wire import GET, Client, respond
+from tests.server.wire import GET, Client, connections, respond
 
 MEGABYTE = 1 << 20
 
@@ -153,7 +153,7 @@ class Large:
 
     async def look(self) -> None:
         assert self.server is not None
-        self.unsent += [connection.transport.get_write_buffer_size() for connection in self.server.connections]
+        self.unsent += [connection.transport.get_write_buffer_size() for connection in connections(self.server)]
 
     async def nothing(self) -> None:
         pass

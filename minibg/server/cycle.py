@@ -1,160 +1,235 @@
 r"""One request: ``receive`` and ``send``, and the moment at which the response has left.
 
-A cycle is the server's half of one call of the application. Its task is made by the connection once the request has been
-read as far as it had arrived; inside it the application runs, and the two methods here are all it sees of the server.
+A cycle is the server's half of one call of the application. The connection makes it when the request
+has been read as far as it had arrived, and starts its task. The application runs in this task, and
+``receive`` and ``send`` are all that it sees of the server.
 
-The response goes through five stages, and `TRANSITIONS` is all that may happen::
+The response goes through five stages; `NEXT_STAGES` lists every step that is allowed::
 
-    WAITING -- start --> STARTED -- more --> STREAMING -- last --> ENDING -- taken --> SENT
+    WAITING -- start --> STARTED -- more --> STREAMING -- last --> WRITTEN -- taken --> SENT
                             \------- last ------------------------/
 
-and from each but SENT a lost connection leads to GONE. What is not in the table is the application's mistake and is
-raised out of ``send``. The start message is held until the first body message (ASGI http: a server need not flush it
-before), so a response in one message is one write with a Content-Length, and an application that fails in between still
-becomes a clean 500.
+A lost connection leads from each of them but SENT to GONE. Any other step is the application's
+mistake and is raised out of ``send``. The start message is kept until the first body message (ASGI
+http: a server need not flush it before). So a response in one message is one write with a
+Content-Length, and an application that fails between the two messages still gets a clean 500.
 
-ENDING and SENT are different, and minibg stands on the difference: ENDING means the last byte was written to the
-transport, SENT that the kernel has taken it. ``send`` returns from the last message at SENT. Then, not when the
-application returns, the connection goes on to its next request; the application may run as long as it likes, and if it
-fails now, it is logged and touches nothing.
+**WRITTEN is not SENT**, and minibg stands on the difference. WRITTEN means that the last byte has been
+given to the transport. SENT means that the kernel has taken it: the transport's buffer is empty. The
+last ``send`` returns at SENT. The connection goes on to its next request at that moment, and not when
+the application returns. The application may run as long as it likes; if it fails now, the failure is
+logged and touches nothing.
 
-``send`` raises `ClientDisconnected` if the client has gone, before or while the bytes are taken, and is ignored after a
-complete response (ASGI http, "Response Body"). ``receive`` gives "http.disconnect", every time, after either.
+The two ends of a request are seen by the application in these ways:
 
-Rejected: futures and events made for each request. Most applications never wait here: the body is there before they run
-and the kernel takes the response at once. What waits makes its event then.
+- ``send`` raises `ClientDisconnected` when the client has gone, before or while the bytes are taken.
+- ``send`` ignores what comes after a complete response (ASGI http, "Response Body").
+- ``receive`` returns "http.disconnect" after either, each time it is called.
+
+A cycle speaks to its connection through the few members of `Conversation`. Two of its calls come back
+into the cycle before they return: ``write`` calls `end` if the transport has failed, and
+``response_taken`` calls `end` and then starts the next cycle. So ``send`` reads the stage again after
+each of them.
+
+Rejected: futures and events made for each request. Most applications never wait here: the body is
+complete before they run, and the kernel takes the response at once. A call that has to wait makes its
+event then.
 """
 
 import asyncio
 import logging
 from enum import StrEnum
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from minibg.asgi import ClientDisconnected, Message, Scope
+from minibg.log import SafeLogger
+from minibg.server import access
 from minibg.server.head import Request
+from minibg.server.service import Service
 from minibg.server.writer import CONTINUE, Fields, Framing, chunk, response_head
 
-if TYPE_CHECKING:
-    from minibg.server.protocol import Connection
+logger = SafeLogger("minibg.server")
 
-logger = logging.getLogger("minibg.server")
+
+class Conversation(Protocol):
+    """The connection of a cycle, as far as the cycle knows it. Tests have one without a socket."""
+
+    #: The kernel has not yet taken all that was written.
+    paused: bool
+
+    def write(self, data: bytes) -> None:
+        """Hand bytes to the transport; end the cycle if the client has gone."""
+
+    def must_close(self) -> bool:
+        """Return whether the connection ends after this response; asked when its head is written."""
+
+    def body_taken(self) -> None:
+        """Read on: the application has taken the part of the body that had arrived."""
+
+    def response_taken(self) -> None:
+        """End the cycle as SENT and go on: the kernel has taken the whole response."""
+
+    def refuse(self, status: HTTPStatus) -> None:
+        """Answer in place of the application, which has sent nothing, and close."""
+
+    def reset(self) -> None:
+        """Break off a response that cannot be finished."""
 
 
 class Stage(StrEnum):
-    """How far the response is."""
+    """The progress of a response."""
 
-    #: Nothing has come from the application.
+    #: The application has sent nothing.
     WAITING = "waiting"
-    #: "http.response.start" is held.
+    #: The application has sent "http.response.start", which is kept.
     STARTED = "started"
     #: The head has been written, and more is to come.
     STREAMING = "streaming"
     #: The last byte has been written to the transport.
-    ENDING = "ending"
+    WRITTEN = "written"
     #: The kernel has taken the last byte.
     SENT = "sent"
-    #: The connection was lost, or the server answered instead of the application.
+    #: The connection was lost, or the server answered in place of the application.
     GONE = "gone"
 
 
-TRANSITIONS: dict[Stage, frozenset[Stage]] = {
+NEXT_STAGES: dict[Stage, frozenset[Stage]] = {
     Stage.WAITING: frozenset((Stage.STARTED, Stage.GONE)),
-    Stage.STARTED: frozenset((Stage.STREAMING, Stage.ENDING, Stage.GONE)),
-    Stage.STREAMING: frozenset((Stage.STREAMING, Stage.ENDING, Stage.GONE)),
-    Stage.ENDING: frozenset((Stage.SENT, Stage.GONE)),
+    Stage.STARTED: frozenset((Stage.STREAMING, Stage.WRITTEN, Stage.GONE)),
+    Stage.STREAMING: frozenset((Stage.STREAMING, Stage.WRITTEN, Stage.GONE)),
+    Stage.WRITTEN: frozenset((Stage.SENT, Stage.GONE)),
     Stage.SENT: frozenset(),
     Stage.GONE: frozenset(),
 }
-#: Nothing has been written: the server may still answer by itself.
+#: Nothing has been written, so the server can still answer in place of the application.
 UNANSWERED = (Stage.WAITING, Stage.STARTED)
-#: The client still waits for something.
-UNFINISHED = (*UNANSWERED, Stage.STREAMING)
-#: Nothing will be written any more.
+#: Nothing more will be written.
 OVER = (Stage.SENT, Stage.GONE)
 
 
 class Cycle:
     """One request and its response."""
 
-    task: asyncio.Task[None]
-
     def __init__(
-        self, connection: "Connection", request: Request, scope: Scope, arrived: bytes, *, complete: bool
+        self,
+        connection: Conversation,
+        service: Service,
+        request: Request,
+        scope: Scope,
+        *,
+        arrived: bytes = b"",
+        complete: bool = True,
     ) -> None:
+        """``arrived`` is the part of the body that has been read; ``complete`` says that it is all."""
         self._connection = connection
+        self._service = service
         self.request = request
         self.scope = scope
         self.stage = Stage.WAITING
-        #: What the access log says if the response never begins, as nginx does.
-        self.status = 499
+        #: The status in the access line. 499 is nginx' number for a response that never began.
+        self._status = 499
         #: Bytes of the response written so far, its head included.
-        self.size = 0
+        self._size = 0
         #: The connection ends after this response.
         self.close = False
-        #: 100 Continue is still owed.
+        #: The client waits for 100 Continue before it sends the body.
         self.continue_due = request.expects_continue and not arrived and not complete
-        #: The part of the body that waits for the application, and whether it is the last, and was taken.
+        #: The part of the body that waits for the application, whether it is the last, and whether it was taken.
         self._arrived, self._complete, self._delivered = arrived, complete, False
-        self._framing, self._left = Framing.NONE, 0
+        #: The framing of the response, and the bytes that its Content-Length still asks for.
+        self._framing, self._missing = Framing.NONE, 0
         self._headers: Fields = ()
         self._news: asyncio.Event | None = None
-        self.started_at = connection.server.loop.time()
+        self._started_at = service.loop.time()
+        self._task: asyncio.Task[None] | None = None
+
+    # --- the application ---
+
+    def start(self) -> None:
+        """Run the application in a task of its own."""
+        service = self._service
+        self._task = service.loop.create_task(self.run(), context=service.context.copy())
+        service.requests.add(self._task)
 
     async def run(self) -> None:
-        """Call the application and answer for what it leaves undone."""
-        server = self._connection.server
+        """Call the application, and answer in its place if it leaves its response undone."""
+        service = self._service
         try:
-            await server.app(self.scope, self.receive, self.send)
+            await service.app(self.scope, self.receive, self.send)
             if self.stage is not Stage.SENT:
                 self._returned(None)
-        except (GeneratorExit, KeyboardInterrupt):  # not the application's: the loop is going down
+        except (GeneratorExit, KeyboardInterrupt):  # The loop goes down, which is not the application's doing.
             raise
-        except BaseException as error:  # noqa: BLE001 - no application takes the server with it, by SystemExit neither
+        except BaseException as error:  # noqa: BLE001 - no application ends the server, SystemExit included
             self._returned(error)
-        server.requests.discard(self.task)
-        server.left()
+        if self._task is not None:
+            service.requests.discard(self._task)
+        service.check_empty()
 
     def _returned(self, error: BaseException | None) -> None:
-        """Close what the application has left open, and log its fault once."""
-        stage, connection = self.stage, self._connection
-        if stage in UNFINISHED:
-            connection.fail(HTTPStatus.INTERNAL_SERVER_ERROR)
-        elif error is None:
+        """Finish the response that the application has not finished, and log the fault once."""
+        stage, stopping = self.stage, self._service.stopping.is_set()
+        if stage in UNANSWERED:
+            self._connection.refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
+        elif stage is Stage.STREAMING:
+            self._connection.reset()
+        elif error is None:  # The response is whole, or its client has gone.
             return
-        # Neither of these is a fault: the client's end, and the stop's, which has a line of its own.
-        stopped = isinstance(error, asyncio.CancelledError) and connection.server.stopping.is_set()
-        if not stopped and not isinstance(error, ClientDisconnected):
-            line = "%s %r: the application %s while its response was %s"
-            how = "failed" if error else "returned"
-            # Starlette's own exception for the client's end is no fault, but no secret either. It is known by its name
-            # and not by having ours as its context: a fault in a cleanup after ClientDisconnected has that too.
-            quiet = stage is Stage.GONE and type(error).__name__ == "ClientDisconnect"
-            level = logging.DEBUG if quiet else logging.ERROR
-            logger.log(level, line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)
+        # The end of the client is no fault, nor is the cancellation by a stop, which has a line of its own.
+        if isinstance(error, ClientDisconnected) or (stopping and isinstance(error, asyncio.CancelledError)):
+            return
+        # Starlette has an exception of its own for the client's end, which is known here by its name. Its context
+        # would not do: that of a fault in the clean-up after ClientDisconnected is the same.
+        quiet = stage is Stage.GONE and type(error).__name__ == "ClientDisconnect"
+        logger.log(
+            logging.DEBUG if quiet else logging.ERROR,
+            "%s %r: the application %s while its response was %s",
+            self.scope["method"],
+            self.scope["path"],
+            "failed" if error else "returned",
+            stage,
+            exc_info=error,
+        )
 
-    def move(self, stage: Stage) -> None:
-        """The one place where the stage changes. Raises RuntimeError for what the table does not have."""
-        if stage not in TRANSITIONS[self.stage]:
+    # --- the stage ---
+
+    def _move(self, stage: Stage) -> None:
+        """Change the stage; this is the only function that does. Raises RuntimeError for a step that is not allowed."""
+        if stage not in NEXT_STAGES[self.stage]:
             raise RuntimeError(f"a response that is {self.stage} cannot become {stage}")
         self.stage = stage
         self.wake()
 
-    async def changed(self) -> None:
-        """Wait until the stage changes, more of the body arrives, or the kernel has taken what was written."""
-        self._news = self._news or asyncio.Event()
-        await self._news.wait()
+    def end(self, stage: Stage) -> None:
+        """Become SENT or GONE, and write the access line."""
+        self._move(stage)
+        service, request = self._service, self.request
+        if service.access_log:
+            seconds = service.loop.time() - self._started_at
+            line = b"%b %b HTTP/%b" % (request.method, request.target, b"1.0" if request.http10 else b"1.1")
+            access.log(self.scope["client"], line, self._status, self._size, seconds)
+
+    def refused(self, status: HTTPStatus, size: int) -> None:
+        """Become GONE: the server has answered in place of the application, with ``size`` bytes."""
+        self._status, self._size = status.value, size
+        self.end(Stage.GONE)
 
     def wake(self) -> None:
-        """Something has changed."""
+        """Wake each ``receive`` and ``send`` that waits."""
         if self._news is not None:
             self._news.set()
             self._news = None
 
+    async def _changed(self) -> None:
+        """Wait until the stage changes, more of the body arrives, or the kernel has taken what was written."""
+        self._news = self._news or asyncio.Event()
+        await self._news.wait()
+
     # --- receive ---
 
     async def receive(self) -> Message:
-        """The next piece of the body, then "http.disconnect" (ASGI http, "Request" and "Disconnect")."""
+        """Return the next part of the body, then "http.disconnect" (ASGI http, "Request" and "Disconnect")."""
         while self.stage not in OVER:
             if not self._delivered and (self._arrived or self._complete):
                 body, self._arrived = self._arrived, b""
@@ -164,73 +239,77 @@ class Cycle:
             if self.continue_due and self.stage in UNANSWERED:  # RFC 9110 §10.1.1
                 self.continue_due = False
                 self._connection.write(CONTINUE)
-            await self.changed()
+            await self._changed()
         return {"type": "http.disconnect"}
 
     def feed(self, data: bytes, *, complete: bool) -> int:
-        """More of the body has arrived. The bytes that wait for the application."""
+        """Keep a part of the body for the application. Return the bytes that wait for it."""
         self._arrived += data
         self._complete = complete
-        self.continue_due = False  # the client did not wait
+        self.continue_due = False  # The client did not wait.
         self.wake()
         return len(self._arrived)
 
     # --- send ---
 
     async def send(self, message: Message) -> None:
-        """Take one message of the response. Returns when the kernel has taken its bytes."""
-        before = self.stage
-        if before is Stage.SENT:
+        """Write one message of the response. Return when the kernel has taken its bytes.
+
+        Raises `ClientDisconnected`; RuntimeError for a message out of order; ValueError, TypeError or KeyError for a
+        message that HTTP or ASGI does not know.
+        """
+        stage = self.stage
+        if stage is Stage.SENT:
             return
-        if before is Stage.GONE:
+        if stage is Stage.GONE:
             raise ClientDisconnected("the client has gone")
         data = self._encode(message)
         connection = self._connection
         if data:
-            self.size += len(data)
+            self._size += len(data)
             connection.write(data)
-        if self.stage is Stage.ENDING and not connection.paused:
-            connection.response_taken(self)
+        if self.stage is Stage.WRITTEN and not connection.paused:
+            connection.response_taken()  # At once: the usual case. Else `Connection.resume_writing` calls it.
         while connection.paused and self.stage not in OVER:
-            await self.changed()
-        if self.stage is Stage.GONE:
+            await self._changed()
+        if self.stage is Stage.GONE:  # It has changed while the bytes were written, or while they waited.
             raise ClientDisconnected("the client has gone")
 
     def _encode(self, message: Message) -> bytes:
-        """The bytes of a message; none for the start. Raises for what is not a message."""
+        """Return the bytes of a message, which are none for the start."""
         kind = message["type"]
         if kind == "http.response.body":
             body = message.get("body", b"")
-            if not isinstance(body, bytes):  # Starlette may send a memoryview. What is no buffer is a TypeError.
+            if not isinstance(body, bytes):  # Starlette may send a memoryview; a str raises TypeError.
                 body = bytes(memoryview(body))
             more = message.get("more_body", False)
             head = self._open(None if more else len(body)) if self.stage is Stage.STARTED else b""
             framed = self._frame(body, more=more)
-            self.move(Stage.STREAMING if more else Stage.ENDING)
+            self._move(Stage.STREAMING if more else Stage.WRITTEN)
             return head + framed
         if kind != "http.response.start":
             raise ValueError(f"not a message of an HTTP response: {kind!r}")
         status = message["status"]
         if not isinstance(status, int) or not 200 <= status <= 999:
             raise ValueError(f"not the status of a final response: {status!r}")
-        self.move(Stage.STARTED)
-        self.status, self._headers = int(status), message.get("headers", ())
+        self._move(Stage.STARTED)
+        self._status, self._headers = int(status), message.get("headers", ())
         return b""
 
-    def _open(self, whole: int | None) -> bytes:
-        """The head, and how the body is framed."""
-        close, date = self._connection.must_close(self), self._connection.server.date
-        head = response_head(self.request, self.status, self._headers, whole, close=close, date=date)
-        self._framing, self._left, self.close = head.framing, head.length, head.close
+    def _open(self, body_size: int | None) -> bytes:
+        """Choose the framing and return the head. ``body_size`` is None if more of the body follows."""
+        close, date = self._connection.must_close(), self._service.date
+        head = response_head(self.request, self._status, self._headers, body_size, close=close, date=date)
+        self._framing, self._missing, self.close = head.framing, head.length, head.close
         return head.data
 
     def _frame(self, body: bytes, *, more: bool) -> bytes:
-        """The bytes of a piece of the body on the wire."""
+        """Return a part of the body as it goes on the wire."""
         framing = self._framing
         if framing is Framing.LENGTH:
-            left = self._left = self._left - len(body)
-            if left < 0 or (left and not more):
-                raise ValueError(f"the body has {'more' if left < 0 else 'less'} bytes than its Content-Length")
+            missing = self._missing = self._missing - len(body)
+            if missing < 0 or (missing and not more):
+                raise ValueError(f"the body has {'more' if missing < 0 else 'less'} bytes than its Content-Length")
             return body
         if framing is Framing.CHUNKED:
             return chunk(body, last=not more)

@@ -5,52 +5,57 @@ A server is made of nothing but its settings; ``async with`` starts it and stops
     async with Server(app, port=0) as server:
         print(server.port)
 
-It installs no signal handler, configures no logging and never exits the process: whoever runs it does
-(`minibg.serving`). Two of them live in one loop.
+It installs no signal handler, configures no logging and never exits the process; `minibg.serving`
+does that for a process of its own. Two servers live in one loop.
 
-Starting: bind, let the application start (`minibg.server.lifespan`), then listen and accept; a start that fails leaves
-nothing behind. Stopping is the way back, in phases of which each has its end and its line in the log:
+**The start**: bind, let the application start (`minibg.server.lifespan`), then listen and accept. A
+start that fails leaves nothing behind.
 
-1. No new connections. Idle connections, and those that have sent half a head, are closed; the others close after the
-   response they are at. The scope's extension "minibg.stopping" is set, so that endless streams can end themselves.
-   It is not announced as "http.disconnect", because the client is still there.
-2. Responses in flight, and applications that still run after their response, have ``graceful_timeout`` seconds. What is
-   left is cancelled *and awaited*, so that its cleanup finds everything in place.
-3. The application shuts down. In minibg the tasks are drained here, by deadlines of their own.
+**The stop** is the way back. Each of its phases has an end, and a line in the log:
 
-`hurry` gives up the phase that is being waited for and goes on to the next; nothing is skipped.
+====================================================  ===========================================
+phase                                                 ends at the latest after
+====================================================  ===========================================
+1. No new connections. Idle connections close, and    at once
+   those with half a head; each other closes after
+   its current response. "minibg.stopping" is set.
+2. Responses in flight finish, and applications that  ``graceful_timeout`` (10 s)
+   still run after their response.
+   The rest is cancelled *and awaited*, so that its   `CANCEL_GRACE` (5 s)
+   clean-up finds everything in place; then every
+   connection is reset.
+3. The application shuts down ("lifespan.shutdown").  by deadlines of its own: in minibg the tasks
+                                                      are drained here
+====================================================  ===========================================
 
-The tick. Once a second one callback sets the coarse clock and the Date line, and looks at the deadlines of all
-connections. A timer per connection would be created and cancelled with each request; comparing two numbers a second for
-each connection costs a hundredth of that. The price is precision: a deadline is never early, and up to two ticks late.
-Limits below two seconds make the tick shorter, so they keep their meaning. It runs only while the server does.
+`hurry` gives up the phase that is being waited for and goes on to the next; no phase is skipped.
 
-The context. Every request starts in a copy of the context in which the server was started. Without this a request that
-is started from another one's ``send`` (the next in a pipeline), or read by a callback which that one registered, would
-see its context variables (CPython issue 140947; uvicorn has a flag for it).
+"minibg.stopping" is an extension of each request's scope, by which endless streams can end
+themselves. The stop is not announced as "http.disconnect", because the client is still there.
 
-Rejected: polling "is everybody gone?" ten times a second, as uvicorn does; the last one to leave sets an event. Rejected
-too: ``asyncio.Server.wait_closed`` and its kin, whose meaning changed in Python 3.12.1.
+Rejected: to poll "are all gone?" ten times a second, as uvicorn does; the last one to leave sets an
+event. Rejected too: ``asyncio.Server.wait_closed`` and its kin, whose meaning changed in Python
+3.12.1.
 """
 
 import asyncio
-import contextvars
-import logging
 import socket
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import KW_ONLY, dataclass, field
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Self
 
 from minibg.asgi import ASGIApp
+from minibg.log import SafeLogger
 from minibg.server.forwarded import Trust
 from minibg.server.lifespan import CANCEL_GRACE, Lifespan
 from minibg.server.limits import Limits
 from minibg.server.listen import bind_tcp, bind_unix, naming, tls_context
 from minibg.server.protocol import Connection
+from minibg.server.service import Service
 
-logger = logging.getLogger("minibg.server")
+logger = SafeLogger("minibg.server")
 
 #: Connections the kernel completes before they are accepted. uvicorn's number; Linux cuts it to somaxconn.
 BACKLOG = 2048
@@ -85,25 +90,20 @@ class Server:
     addresses: list[tuple[str, int] | str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.trust = Trust(self.forwarded_allow_ips)
-        #: Set when the stop begins. In the scope it is the extension "minibg.stopping".
-        self.stopping = asyncio.Event()
-        #: The lifespan state (ASGI lifespan 2.0); each request gets a shallow copy.
-        self.state: dict[str, Any] = {}
-        self.connections: set[Connection] = set()
-        #: Those of them that were one too many.
-        self.refused: set[Connection] = set()
-        #: The running applications, those included whose response has left.
-        self.requests: set[asyncio.Task[None]] = set()
-        #: Set during the stop when there is neither any more.
-        self._empty = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._lifespan = Lifespan(self.app, self.state, self.addresses)
+        self._trusted = Trust(self.forwarded_allow_ips)
+        self._lifespan_state: dict[str, Any] = {}
+        self._lifespan = Lifespan(self.app, self._lifespan_state, self.addresses)
+        self._service: Service | None = None
         self._listeners: list[asyncio.Server] = []
+        self._hurried = asyncio.Event()
         self._stop: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        shortest = (self.limits.header_timeout, self.limits.body_timeout, self.limits.write_timeout)
-        self._interval = min(1.0, min(*shortest, self.limits.keep_alive) / 2)
+
+    @property
+    def service(self) -> Service:
+        """What needs the event loop, from the start on: the connections, the requests, the clock."""
+        if self._service is None:
+            raise RuntimeError("the server has not been started")
+        return self._service
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -116,9 +116,6 @@ class Server:
 
     async def start(self) -> None:
         """Bind, start the application, accept. Raises OSError and `StartupFailed`; then nothing is left behind."""
-        self.loop = asyncio.get_running_loop()
-        #: What each request starts with a copy of.
-        self.context = contextvars.copy_context()
         options: dict[str, Any] = {"backlog": BACKLOG}
         if self.ssl_certfile:
             options["ssl"] = tls_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
@@ -129,13 +126,25 @@ class Server:
                 undo.callback(Path(self.uds).unlink, missing_ok=True)
             await self._lifespan.startup()
             undo.push_async_callback(self.stop)
-            self._tick()
+            service = self._service = self._new_service()
+            service.tick()
             for sock, address in zip(sockets, self._names(), strict=True):
-                with naming(address):  # Another process may have been a moment quicker, of which uvloop does not tell.
+                with naming(address):  # Another process may have listened a moment earlier; uvloop hides it.
                     sock.listen(BACKLOG)
-                self._listeners += [await self.loop.create_server(lambda: Connection(self), sock=sock, **options)]
+                listener = await service.loop.create_server(lambda: Connection(service), sock=sock, **options)
+                self._listeners.append(listener)
             undo.pop_all()
         logger.info("listening on %s", ", ".join(self._names()))
+
+    def _new_service(self) -> Service:
+        return Service(
+            app=self.app,
+            limits=self.limits,
+            trusted=self._trusted,
+            root_path=self.root_path,
+            access_log=self.access_log,
+            state=self._lifespan_state,
+        )
 
     def _names(self) -> list[str]:
         return [each if isinstance(each, str) else "{} port {}".format(*each) for each in self.addresses]
@@ -154,80 +163,66 @@ class Server:
             self.port = names[0][1]
         return sockets
 
-    # --- while it serves ---
-
-    def _tick(self) -> None:
-        """Set the coarse clock and the date, look at every deadline, and come back."""
-        self._timer = self.loop.call_later(self._interval, self._tick)
-        self._now = self.loop.time()
-        self.date = formatdate(usegmt=True).encode()  # RFC 9110 §5.6.7
-        for connection in tuple(self.connections):
-            connection.expire(self._now)
-
-    def deadline(self, seconds: float) -> float:
-        """The moment in so many seconds. The coarse clock is up to one tick behind, so one is added."""
-        return self._now + self._interval + seconds
-
-    def left(self) -> None:
-        """A connection or an application has ended."""
-        if not self.connections and not self.requests:
-            self._empty.set()
-
     # --- stop ---
 
     async def stop(self) -> None:
-        """Stop in phases. Every call waits for the same stop; cancelling one does not end it."""
+        """Stop in phases. Every call waits for the same stop; to cancel one call does not end it."""
         if self._stop is None:
             self._stop = asyncio.create_task(self._stop_in_phases())
         await asyncio.shield(self._stop)
 
     def hurry(self) -> None:
         """Give up the phase that is being waited for."""
-        self._hurry.set()
+        self._hurried.set()
 
     async def _stop_in_phases(self) -> None:
-        self._stop_accepting()
-        logger.info("stop 2/3: up to %g s for %d requests", self.limits.graceful_timeout, len(self.requests))
-        if not await self._waited_for(self._empty, self.limits.graceful_timeout):
-            await self._cancel_requests()
-        if self._timer is not None:  # else it was never started
-            self._timer.cancel()
+        if self._service is None:
+            return
+        service = self._service
+        self._stop_accepting(service)
+        logger.info("stop 2/3: up to %g s for %d requests", self.limits.graceful_timeout, len(service.requests))
+        if not await self._ended(service.empty.wait(), self.limits.graceful_timeout):
+            await self._cancel_requests(service)
+        service.close()
         logger.info("stop 3/3: the application shuts down")
         self._lifespan.shutdown()
-        await self._waited_for(self._lifespan.answered, None)
+        await self._ended(self._lifespan.answered.wait(), None)
         await self._lifespan.give_up()
         logger.info("stopped")
 
-    def _stop_accepting(self) -> None:
-        self.stopping.set()
+    def _stop_accepting(self, service: Service) -> None:
+        """Phase 1."""
+        service.stopping.set()
         for listener in self._listeners:
             listener.close()
-        if self.uds is not None and self._listeners:  # else the path is another server's
+        if self.uds is not None and self._listeners:  # Otherwise the path belongs to another server.
             Path(self.uds).unlink(missing_ok=True)
-        logger.info("stop 1/3: no new connections; %d are open", len(self.connections))
-        for connection in tuple(self.connections):
+        logger.info("stop 1/3: no new connections; %d are open", len(service.connections))
+        for connection in tuple(service.connections):
             connection.shutdown()
-        self._empty.clear()
-        self.left()
+        service.empty.clear()
+        service.check_empty()
 
-    async def _cancel_requests(self) -> None:
-        """Phase 2 has ended early: cancel what runs, wait for its cleanup, and cut what is connected."""
-        running = tuple(self.requests)
+    async def _cancel_requests(self, service: Service) -> None:
+        """Phase 2 has run out of time: cancel the applications, wait for their clean-up, reset every connection."""
+        running = tuple(service.requests)
         logger.warning("stop 2/3: given up; %d requests are cancelled", len(running))
         for task in running:
             task.cancel()
         if running:
-            _, stuck = await asyncio.wait(running, timeout=CANCEL_GRACE)
-            for task in stuck:
+            await self._ended(asyncio.wait(running), CANCEL_GRACE)
+        for task in running:
+            if not task.done():
                 logger.error("does not end when cancelled, and is left behind: %r", task)
-        for connection in tuple(self.connections):
-            connection.cut()
+        for connection in tuple(service.connections):
+            connection.reset()
 
-    async def _waited_for(self, event: asyncio.Event, seconds: float | None) -> bool:
-        """Wait for an event, until the deadline or the next `hurry`. Whether it came."""
-        self._hurry.clear()
-        waits = [asyncio.ensure_future(each.wait()) for each in (event, self._hurry)]
+    async def _ended(self, phase: Coroutine[Any, Any, object], seconds: float | None) -> bool:
+        """Wait for the end of a phase, for its deadline or for the next `hurry`. Return whether it has ended."""
+        self._hurried.clear()
+        waits = [asyncio.ensure_future(each) for each in (phase, self._hurried.wait())]
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        ended = waits[0].done()
         for wait in waits:
             wait.cancel()
-        return event.is_set()
+        return ended

@@ -237,7 +237,7 @@ async def test_extensions() -> None:
         client = await Client.to(server)
         await client.ask(GET)
         client.writer.close()
-        assert app.scopes[0]["extensions"] == {"minibg.stopping": server.stopping}
+        assert app.scopes[0]["extensions"] == {"minibg.stopping": server.service.stopping}
 
 
 # --- Request and Disconnect: receive ---

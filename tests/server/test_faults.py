@@ -214,11 +214,11 @@ async def test_a_client_that_resets_at_the_moment_of_its_last_response_leaves_no
             raise ValueError("no response")
 
     async with serving(app) as server:
-        wire, connection = Broken(), Connection(server)
+        wire, connection = Broken(), Connection(server.service)
         wire.connect(connection)
         connection.data_received(GET_CLOSE.replace(b"/ ", path + b" "))
-        await asyncio.wait_for(asyncio.gather(*server.requests), 5)
-        assert server.requests == set()
+        await asyncio.wait_for(asyncio.gather(*server.service.requests), 5)
+        assert server.service.requests == set()
         assert returned == ["from the last send"][: path == b"/"]
         wire.close()
 
@@ -329,7 +329,7 @@ async def test_silent_and_half_sent_connections_do_not_block_the_stop() -> None:
         for client in clients:
             await client.is_reset()  # or closed: a reset tells of bytes that nobody will read
             client.writer.close()
-        assert server.connections == set()
+        assert server.service.connections == set()
 
 
 # --- deadlines, against clients that take their time ---

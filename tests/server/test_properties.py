@@ -122,7 +122,7 @@ class Reading:
 async def conversation(server: Server, pieces: list[bytes], turns: list[int]) -> bytes:
     """Everything that is written to a client who sends these pieces and then closes its half."""
     wire = Wire()
-    connection = Connection(server)
+    connection = Connection(server.service)
     wire.connect(connection)
     for number, piece in enumerate(pieces):
         for _ in range(turns[number % len(turns)]):
@@ -134,7 +134,7 @@ async def conversation(server: Server, pieces: list[bytes], turns: list[int]) ->
     await turn_until(lambda: wire.is_reading() or wire.closed)
     if not wire.closed and not connection.eof_received():
         wire.close()
-    await turn_until(lambda: not server.requests and connection not in server.connections)
+    await turn_until(lambda: not server.service.requests and connection not in server.service.connections)
     return wire.written
 
 
@@ -167,8 +167,7 @@ def talking(app: ASGIApp) -> Iterator[Callable[[list[bytes], list[int]], bytes]]
         runner.get_loop().set_exception_handler(lambda _, context: complaints.texts.append(repr(context)))
         server = Server(app, port=0, access_log=False)
         runner.run(server.start())
-        assert server._timer is not None
-        server._timer.cancel()  # time stands still: no deadline depends on how fast this machine is
+        server.service.close()  # time stands still: no deadline depends on how fast this machine is
         try:
             yield lambda pieces, turns: runner.run(conversation(server, pieces, turns))
         finally:

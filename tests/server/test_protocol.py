@@ -18,6 +18,7 @@ from tests.server.wire import (
     Client,
     Recorder,
     connected,
+    connections,
     echo,
     read_body,
     respond,
@@ -32,7 +33,7 @@ CHUNKED = b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r
 async def seen_by(server: Server, what: Callable[[Connection], bool]) -> None:
     """Wait until something is true of the server's only connection: what a client did has arrived."""
     async with asyncio.timeout(5):
-        while not any(what(connection) for connection in server.connections):
+        while not any(map(what, connections(server))):
             await asyncio.sleep(0)  # turns of the loop, not time: the bytes are on their way
 
 
@@ -303,10 +304,10 @@ async def test_a_transport_may_say_late_that_it_is_empty_and_forget_its_socket()
             self.aborted = True
 
     async with serving(echo) as server:
-        connection, transport = Connection(server), Forgetful()
+        connection, transport = Connection(server.service), Forgetful()
         connection.connection_made(transport)
         connection.resume_writing()
-        connection.cut()
+        connection.reset()
         connection.connection_lost(None)
         assert transport.aborted
 
@@ -366,8 +367,8 @@ async def test_a_half_closed_client_that_is_really_gone_is_found_out(tmp_path: P
         await seen_by(server, lambda connection: bool(connection._cycle))
         writer.write_eof()
         await seen_by(server, lambda connection: connection._half_closed)
-        for connection in server.connections:
-            connection.expire(0.0)  # not yet: it still reads
+        for connection in connections(server):
+            connection.check_deadlines()  # not yet: it still reads
         assert seen == []
         writer.close()
         await asyncio.wait_for(done.wait(), 5)
@@ -536,7 +537,7 @@ async def test_a_client_that_does_not_close_its_half_is_aborted(monkeypatch: pyt
         client = await Client.to(server)
         await client.ask(GET_CLOSE)
         assert await client.rest() == b""
-        [connection] = server.connections
+        [connection] = connections(server)
         lost = asyncio.Event()
         tell = connection.connection_lost
 
@@ -546,7 +547,7 @@ async def test_a_client_that_does_not_close_its_half_is_aborted(monkeypatch: pyt
 
         monkeypatch.setattr(connection, "connection_lost", heard)
         await asyncio.wait_for(lost.wait(), 10)
-        assert not server.connections
+        assert not server.service.connections
         client.writer.close()
 
 
@@ -575,9 +576,11 @@ async def test_those_that_are_refused_keep_nobody_out() -> None:
         assert (await refused.response())[0] == 503
         first.writer.close()
         async with asyncio.timeout(5):
-            while len(server.connections) > 1:  # turns of the loop, not time: the end of the first is on its way
+            while (
+                len(server.service.connections) > 1
+            ):  # turns of the loop, not time: the end of the first is on its way
                 await asyncio.sleep(0)
-        assert server.refused == server.connections
+        assert server.service.refused == server.service.connections
         second = await Client.to(server)
         assert (await second.ask(GET))[0] == 200
         for client in (refused, second):

@@ -161,7 +161,7 @@ async def test_nothing_is_applied_before_the_head_is_complete() -> None:
         await client.send(GET_CLOSE[:-2])
         await seen_by(server, lambda connection: connection.phase is Phase.HEAD)
         assert not app.scopes
-        assert not server.requests
+        assert not server.service.requests
         await client.send(GET_CLOSE[-2:])
         assert undated(await client.rest()) == ok(b"ok", close=True)
         client.writer.close()

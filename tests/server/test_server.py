@@ -68,7 +68,7 @@ async def test_a_response_in_flight_finishes_and_the_application_after_it() -> N
         await client.send(GET)
         await running.wait()
         stop = asyncio.create_task(server.stop())
-        await server.stopping.wait()
+        await server.service.stopping.wait()
         go.set()
         status, headers, body = await client.response()
         assert (status, headers["connection"], body) == (200, "close", b"ok")
@@ -115,7 +115,7 @@ async def test_a_client_that_lingers_is_cut_at_the_deadline() -> None:
     async with serving(echo, graceful_timeout=0.05) as server:
         client = await Client.to(server)
         await client.ask(GET.replace(b"Host", b"Connection: close\r\nHost"))
-    assert server.connections == set()
+    assert server.service.connections == set()
     client.writer.close()
 
 
@@ -143,7 +143,7 @@ async def test_hurry_gives_up_the_phase_that_is_waited_for() -> None:
         await client.send(GET)
         await running.wait()
         stop = asyncio.create_task(server.stop())
-        await server.stopping.wait()
+        await server.service.stopping.wait()
         await asyncio.sleep(0)
         server.hurry()
         await asyncio.wait_for(shutdown.wait(), 5)
@@ -182,7 +182,7 @@ async def test_an_application_that_swallows_its_cancellation_is_left_behind(
     end.set()
     await asyncio.wait_for(gone.wait(), 5)
     assert await client.is_reset()
-    await asyncio.gather(*server.requests)
+    await asyncio.gather(*server.service.requests)
 
 
 async def test_the_end_of_the_server_can_be_seen_by_a_stream() -> None:
@@ -223,7 +223,7 @@ async def test_a_stop_is_not_announced_as_the_end_of_the_client() -> None:
         await client.send(GET)
         await waiting.wait()
         stop = asyncio.create_task(server.stop())
-        await server.stopping.wait()
+        await server.service.stopping.wait()
         for _ in range(10):
             await asyncio.sleep(0)
         go.set()
@@ -255,7 +255,7 @@ async def test_a_cancelled_stop_goes_on() -> None:
         await client.send(GET)
         await running.wait()
         stop = asyncio.create_task(server.stop())
-        await server.stopping.wait()
+        await server.service.stopping.wait()
         stop.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stop
@@ -459,7 +459,7 @@ async def test_a_client_that_connects_and_never_begins_with_tls_is_cut(
         silent = await Client.to(server)
         await silent.is_reset()  # or closed
         silent.writer.close()
-        assert server.connections == set()
+        assert server.service.connections == set()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
@@ -470,7 +470,7 @@ async def test_a_missing_certificate_is_an_error() -> None:
 
 async def test_a_connection_that_comes_with_the_stop_is_closed() -> None:
     async with serving(echo) as server:
-        server.stopping.set()
+        server.service.stopping.set()
         client = await Client.to(server)
         assert await client.rest() == b""
         client.writer.close()

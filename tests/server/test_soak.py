@@ -145,9 +145,9 @@ async def load(port: int, seed: int) -> None:
 
 async def empty(server: Server) -> None:
     """Wait for the last connection and the last request to end; the server sets an event then."""
-    while server.connections or server.requests:
-        server._empty.clear()
-        await server._empty.wait()
+    while server.service.connections or server.service.requests:
+        server.service.empty.clear()
+        await server.service.empty.wait()
 
 
 def left_behind() -> dict[str, int]:

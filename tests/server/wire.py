@@ -9,6 +9,7 @@ import h11
 
 from minibg.asgi import ASGIApp, Message, Receive, Scope, Send
 from minibg.server import Limits, Server
+from minibg.server.protocol import Connection
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_CLOSE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -88,6 +89,11 @@ async def connected(app: ASGIApp, **settings: Any) -> AsyncIterator[Client]:
         client = await Client.to(server)
         yield client
         client.writer.close()
+
+
+def connections(server: Server) -> list[Connection]:
+    """The open connections of a server."""
+    return [connection for connection in server.service.connections if isinstance(connection, Connection)]
 
 
 def without_lifespan(app: ASGIApp) -> ASGIApp:
