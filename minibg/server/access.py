@@ -2,49 +2,64 @@
 
     127.0.0.1:52114 "GET /register HTTP/1.1" 200 51 0.004
 
-The client, the request line as it came, the status, the bytes of the response on the wire, the seconds from the end of
-the request head to the moment the kernel had the last byte. At its end a response has a size and a duration; at its
-start, where uvicorn logs, it has neither. What the application does afterwards is not in the seconds: tasks have their
-own log. A request that never got its response has the status 499, as nginx writes it.
+The fields are the client, the request line as the client sent it, the status, the bytes of the
+response on the wire, and the seconds from the end of the request head to the moment at which the
+kernel had taken the last byte. The line is written at the end because size and duration are not
+known before; uvicorn logs at the start and has neither. The seconds do not include what the
+application does after its response: tasks have their own log. A request that got no response has
+the status 499, which is nginx' number for it.
 
-What a client sent is escaped: quotes, backslashes and everything that is not printable ASCII. Otherwise a target could
-end the quoted line and begin one of its own, or speak to the terminal of whoever reads it.
+Rules of this file:
 
-The record carries its parts as attributes (``client``, ``request``, ``status``, ``bytes``, ``seconds``), so `JsonFormatter`,
-or anybody's formatter, can write them apart. Nothing here configures logging.
+- Bytes of the client are escaped: quotes, backslashes, and everything but printable ASCII. A
+  request target could otherwise close the quotes and forge a second line, or send control
+  sequences to the terminal on which the log is read.
+- The record carries its parts as attributes (`PARTS`), so that a formatter can write them as
+  fields. `JsonFormatter` does.
+- Nothing here configures logging. "minibg.access" is an ordinary logger, and a filter or handler
+  of the application that raises does not reach the server (`minibg.log`).
+
+Rejected: a format string as an option, as in Apache. A formatter of `logging` can write any format
+from the parts.
 """
 
 import json
 import logging
 
-logger = logging.getLogger("minibg.access")
+from minibg.log import SafeLogger
 
-#: Attributes of an access record beside its text.
+logger = SafeLogger("minibg.access")
+
+#: Attributes of an access record: "host:port" or "-", the escaped request line, the status, bytes, seconds.
 PARTS = ("client", "request", "status", "bytes", "seconds")
 
 
 def escaped(line: bytes) -> str:
-    """Printable ASCII without quotes, whatever the client sent."""
+    """Return the line as printable ASCII in which quotes and backslashes are escaped."""
     text = line.decode("latin-1").encode("unicode_escape").decode("ascii")
     return text.replace('"', '\\"')
 
 
 def log(client: tuple[str, int] | None, request: bytes, status: int, size: int, seconds: float) -> None:
-    """Write the line of one response."""
+    """Write the line of one response. ``client`` is None on a Unix socket; ``size`` counts bytes."""
     name = f"{client[0]}:{client[1]}" if client else "-"
     parts = dict(zip(PARTS, (name, escaped(request), status, size, round(seconds, 6)), strict=True))
     logger.info('%(client)s "%(request)s" %(status)d %(bytes)d %(seconds).3f', parts, extra=parts)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, for access lines and all other records."""
+    """Formats a record as one JSON object a line.
+
+    Every object has time, level and logger. An access record adds its `PARTS`, any other record its
+    message. A traceback is a string. Values that JSON does not know are written as ``str(value)``.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON."""
+        """Return the record as JSON."""
         time = self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
         line: dict[str, object] = {"time": time, "level": record.levelname, "logger": record.name}
         access = {part: getattr(record, part, None) for part in PARTS}
-        line |= access if record.name == logger.name else {"message": record.getMessage()}
+        line |= access if record.name == "minibg.access" else {"message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

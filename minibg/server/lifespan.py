@@ -1,18 +1,22 @@
 """The startup and shutdown conversation with the application (ASGI lifespan 2.0).
 
-The application is called once with a scope of type "lifespan", in a task of its own that lives as long as the server. It
-is told "lifespan.startup" before the first connection is accepted, and "lifespan.shutdown" after the last one has gone;
-to each it answers "complete" or "failed".
+The server calls the application once with a scope of type "lifespan", in an asyncio task that exists as
+long as the server serves. It sends "lifespan.startup" before the first connection is accepted, and
+"lifespan.shutdown" after the last one has ended. The application answers each with "complete" or
+"failed".
 
-- An application that raises or returns before it has answered the startup does not speak lifespan. The server goes on
-  without (the specification says MUST) and sends it no shutdown.
-- "lifespan.startup.failed" is raised as `StartupFailed`, with the application's message. Many frameworks say "failed" and
-  raise as well; that is one failure and is told once.
-- What the application puts into ``scope["state"]`` during startup is what each request gets a shallow copy of.
-- There is no deadline here. In minibg the tasks are drained inside the shutdown (`minibg.after_response`), and the pool
-  has deadlines of its own. Who cannot wait calls `give_up`.
+- An application that raises or returns before it has answered the startup does not support lifespan.
+  The server goes on without it (the specification says MUST) and sends no shutdown.
+- "lifespan.startup.failed" is raised as `StartupFailed`, with the application's message. Many frameworks
+  send "failed" and then raise as well; that is one failure and is reported once.
+- Each request gets a shallow copy of ``scope["state"]``, as the application has filled it during the
+  startup.
+- There is no deadline here. In minibg the tasks are drained inside the shutdown
+  (`minibg.after_response`), and the pool has deadlines of its own. `give_up` ends the wait of a caller
+  that has one.
 
-Rejected: a switch to turn lifespan off or to insist on it. A startup that matters says "failed".
+Rejected: an option to turn lifespan off or to require it. An application whose startup matters sends
+"failed".
 """
 
 import asyncio
@@ -21,15 +25,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from minibg.asgi import ASGIApp, Message
+from minibg.log import SafeLogger
 
-logger = logging.getLogger("minibg.server")
+logger = SafeLogger("minibg.server")
 
-#: Seconds a cancelled application has for its ``finally`` blocks. There is no precedent; it is what a rollback needs.
+#: Seconds a cancelled application has for its ``finally`` blocks. There is no precedent; a rollback fits.
 CANCEL_GRACE = 5.0
 
 
 class StartupFailed(RuntimeError):
-    """The application said "lifespan.startup.failed"; the text is its message."""
+    """The application sent "lifespan.startup.failed". The text is its message."""
 
 
 class Lifespan:
@@ -40,13 +45,13 @@ class Lifespan:
         self._addresses = addresses
         self._state = state
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        #: Set when the application has answered what it was told last, or has ended.
+        #: Set when the application has answered the last event, or has ended.
         self.answered = asyncio.Event()
         self._answer: Message = {}
         self._task: asyncio.Task[None] | None = None
 
     async def startup(self) -> None:
-        """Tell the application to start, and wait until it has. Raises StartupFailed."""
+        """Send the startup and wait for the answer. Raises StartupFailed."""
         self._task = asyncio.create_task(self._run())
         self._inbox.put_nowait({"type": "lifespan.startup"})
         try:
@@ -59,7 +64,7 @@ class Lifespan:
             raise StartupFailed(self._answer.get("message") or "the application did not say why")
 
     def shutdown(self) -> None:
-        """Tell the application to end; `answered` is set when it has."""
+        """Send the shutdown. The application's answer, or its end, sets `answered`."""
         if self._task is None or self._task.done():
             self.answered.set()
         else:
@@ -67,7 +72,7 @@ class Lifespan:
             self._inbox.put_nowait({"type": "lifespan.shutdown"})
 
     async def give_up(self) -> None:
-        """Cancel the application if it is still there, and wait for its end, but not for ever."""
+        """Cancel the application if it still runs, and wait for its end for `CANCEL_GRACE` seconds."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=CANCEL_GRACE)
@@ -76,7 +81,7 @@ class Lifespan:
 
     async def _run(self) -> None:
         asgi = {"version": "3.0", "spec_version": "2.0"}
-        # The addresses are bound before the application starts, so that it can say where it is.
+        # The addresses are bound before the application starts, so it can print where it will be reached.
         extensions = {"minibg.addresses": self._addresses}
         scope = {"type": "lifespan", "asgi": asgi, "state": self._state, "extensions": extensions}
         try:

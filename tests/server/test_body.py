@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibg.server.body import Body
-from minibg.server.head import Refused
+from minibg.server.head import RequestRefused
 from minibg.server.limits import Limits
 
 LIMITS = Limits(max_body=1000, max_header_bytes=1000)
@@ -96,6 +96,6 @@ def test_a_chunked_body_cut_anywhere(
 )
 def test_what_is_no_chunked_body_is_refused_however_it_is_cut(status: int, raw: bytes) -> None:
     for cuts in ([], list(range(len(raw)))):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RequestRefused) as refused:
             read(raw, None, cuts)
         assert refused.value.status == status

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minibg.server.forwarded import Trust
+from minibg.server.forwarded import TrustedProxies
 from tests.server.wire import Client, Recorder, serving
 
 PEER = ("10.0.0.1", 5000)
@@ -31,14 +31,14 @@ def test_the_client_is_the_rightmost_stranger(
 ) -> None:
     fields = [tuple(header.encode().split(b": ")) for header in headers]
     scope = {"client": peer, "scheme": "http", "headers": fields}
-    assert Trust(allowed).client_and_scheme(scope) == (client, scheme)
+    assert TrustedProxies(allowed).client_and_scheme(scope) == (client, scheme)
 
 
 def test_nobody_is_trusted_by_default_and_nonsense_is_refused() -> None:
-    assert not Trust("")
-    assert Trust("*")
+    assert not TrustedProxies("")
+    assert TrustedProxies("*")
     with pytest.raises(ValueError):
-        Trust("proxy.example.org")
+        TrustedProxies("proxy.example.org")
 
 
 async def test_the_scope_tells_what_a_trusted_proxy_told() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibg.server.head import Refused, check_beginning, read_head, scope_of
+from minibg.server.head import RequestRefused, check_beginning, read_head, scope_of
 from minibg.server.limits import Limits
 
 LIMITS = Limits(max_target=100, max_header_bytes=1000, max_headers=10, max_body=1000)
@@ -21,7 +21,7 @@ def status_of(data: bytes) -> int:
     """200 if the head is accepted."""
     try:
         read_head(data, LIMITS)
-    except Refused as refused:
+    except RequestRefused as refused:
         return refused.status
     return 200
 
@@ -133,14 +133,14 @@ def test_a_head_is_accepted_or_refused(status: int, data: bytes) -> None:
 def test_a_beginning_is_refused_before_its_end_comes(status: int, data: bytes) -> None:
     try:
         check_beginning(data, LIMITS)
-    except Refused as refused:
+    except RequestRefused as refused:
         assert refused.status == status
     else:
         assert status == 200
 
 
 def test_connect_is_refused_with_what_is_allowed() -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RequestRefused) as refused:
         read_head(head("CONNECT a:1 HTTP/1.1"), LIMITS)
     assert refused.value.headers == [(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]
 
@@ -227,7 +227,7 @@ def mutated_heads(draw: st.DrawFn) -> bytes:
 def test_what_is_accepted_h11_reads_as_the_same_request(data: bytes) -> None:
     try:
         request = read_head(data, LIMITS)
-    except Refused:
+    except RequestRefused:
         return
     parser = h11.Connection(h11.SERVER)
     parser.receive_data(data)

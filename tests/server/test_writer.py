@@ -7,24 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minibg.server.head import Request
-from minibg.server.writer import UNREAD, Framing, chunk, plain_response, response_head
+from minibg.server.head import RequestHead
+from minibg.server.writer import NO_REQUEST, Framing, chunk, plain_response, response_head
 
 DATE = b"Tue, 15 Nov 1994 08:12:31 GMT"
 
 
-def request(method: bytes = b"GET", http10: bool = False) -> Request:
-    return UNREAD._replace(method=method, http10=http10)
+def request(method: bytes = b"GET", http10: bool = False) -> RequestHead:
+    return NO_REQUEST._replace(method=method, http10=http10)
 
 
 def head(
     status: int = 200,
     headers: list[tuple[bytes, bytes]] = [],
-    whole: int | None = 0,
+    body_size: int | None = 0,
     close: bool = False,
-    to: Request = request(),
+    to: RequestHead = request(),
 ) -> bytes:
-    return response_head(to, status, headers, whole, close=close, date=DATE).data
+    return response_head(to, status, headers, body_size, close=close, date=DATE).data
 
 
 def test_a_head_is_these_bytes() -> None:
@@ -35,7 +35,7 @@ def test_a_head_is_these_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "whole", "to", "framing", "told"),
+    ("status", "headers", "body_size", "to", "framing", "told"),
     [
         (200, [], 5, request(), Framing.LENGTH, [b"content-length: 5"]),
         (200, [], None, request(), Framing.CHUNKED, [b"transfer-encoding: chunked"]),
@@ -53,9 +53,14 @@ def test_a_head_is_these_bytes() -> None:
     ],
 )
 def test_the_server_frames_the_message(
-    status: int, headers: list[tuple[bytes, bytes]], whole: int | None, to: Request, framing: Framing, told: list[bytes]
+    status: int,
+    headers: list[tuple[bytes, bytes]],
+    body_size: int | None,
+    to: RequestHead,
+    framing: Framing,
+    told: list[bytes],
 ) -> None:
-    found = response_head(to, status, headers, whole, close=False, date=DATE)
+    found = response_head(to, status, headers, body_size, close=False, date=DATE)
     assert found.framing is framing
     names = (b"content-length", b"transfer-encoding", b"connection")
     assert [line for line in found.data.split(b"\r\n") if line.lower().startswith(names)] == told
@@ -119,9 +124,9 @@ values = st.binary(max_size=20).map(lambda b: bytes(c for c in b if c > 32 and c
 def test_h11_reads_back_what_was_written(
     status: int, headers: list[tuple[bytes, bytes]], pieces: list[bytes], method: bytes, http10: bool, close: bool
 ) -> None:
-    whole = len(pieces[0]) if len(pieces) == 1 else None
+    body_size = len(pieces[0]) if len(pieces) == 1 else None
     to = request(method, http10)
-    written = response_head(to, status, headers, whole, close=close, date=DATE)
+    written = response_head(to, status, headers, body_size, close=close, date=DATE)
     data = written.data
     for number, piece in enumerate(pieces, 1):
         if written.framing is Framing.CHUNKED:
@@ -150,7 +155,7 @@ def test_h11_reads_back_what_was_written(
 
 
 def test_an_answer_of_the_server_ends_the_connection() -> None:
-    assert plain_response(HTTPStatus.NOT_FOUND, DATE, UNREAD, [(b"x", b"y")]) == (
+    assert plain_response(HTTPStatus.NOT_FOUND, DATE, NO_REQUEST, [(b"x", b"y")]) == (
         b"HTTP/1.1 404 Not Found\r\ncontent-type: text/plain; charset=utf-8\r\nx: y\r\ncontent-length: 10\r\n"
         b"date: Tue, 15 Nov 1994 08:12:31 GMT\r\nserver: minibg\r\nconnection: close\r\n\r\nNot Found\n"
     )
