@@ -87,7 +87,7 @@ async def test_sync_handlers_run_in_threads_of_their_own_with_the_context_of_the
     app = App()
     app.get("/")(lambda: [threading.current_thread().name, word.get()])
     app.add_middleware(Setting)
-    assert (await call(app, "GET", "/")).json == ["minibg-handler", "set"]
+    assert (await call(app, "GET", "/")).json == ["minibg-handler-1", "set"]
 
 
 # Exceptions.
