@@ -99,6 +99,7 @@ class App:
         self._exception_handlers: dict[Any, ExceptionHandler] = {
             HTTPException: _http_exception,
             NotAccepted: _not_accepted,
+            Exception: self._server_error,
             **(exception_handlers or {}),
         }
 
@@ -121,7 +122,8 @@ class App:
         except Exception as error:
             if scope["type"] == "http" and not sending.started:
                 _drop_tasks(scope)
-                response = await self._server_error(Request(scope, receive), error)
+                handler = self._exception_handlers.get(500, self._exception_handlers[Exception])
+                response = await _call(handler, Request(scope, receive), error)
                 await response(scope, receive, send)
             raise
 
@@ -170,10 +172,7 @@ class App:
         keys = [key for key in (status, *type(error).__mro__) if key is not Exception]
         return next((self._exception_handlers[key] for key in keys if key in self._exception_handlers), None)
 
-    async def _server_error(self, request: Request, error: Exception) -> Response:
-        handler = self._exception_handlers.get(500) or self._exception_handlers.get(Exception)
-        if handler is not None:
-            return await _call(handler, request, error)
+    async def _server_error(self, _: Request, error: Exception) -> Response:
         text = "".join(traceback.format_exception(error)) if self.debug else "Internal Server Error"
         return PlainTextResponse(text, 500)
 

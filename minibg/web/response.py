@@ -33,8 +33,8 @@ from urllib.parse import quote
 from uuid import UUID
 
 from minibg.asgi import Receive, Scope, Send
-from minibg.web.fields import Headers, MutableHeaders, field
-from minibg.web.files import Selection, select
+from minibg.web.fields import MutableHeaders, field
+from minibg.web.files import select
 
 #: Bytes read from a file at a time, as in Starlette.
 CHUNK = 64 * 1024
@@ -214,21 +214,18 @@ class FileResponse(Response):
             headers = MutableHeaders([*self.raw_headers])
             headers.setdefault("last-modified", formatdate(stat.st_mtime, usegmt=True))
             headers.setdefault("etag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
-            part = Selection(self.status_code, 0, stat.st_size)
-            if self.status_code == 200 and scope["method"] in {"GET", "HEAD"}:
-                part = select(scope["method"], Headers(scope["headers"]), headers, stat.st_size)
-            if part.content_range is not None:
-                headers["content-range"] = part.content_range
-            if part.status != 304:
-                headers["content-length"] = str(part.stop - part.start)
-            await send({"type": "http.response.start", "status": part.status, "headers": headers.raw})
-            await run(file.seek, part.start)
-            left = part.stop - part.start if scope["method"] != "HEAD" else 0
-            while left > 0:
-                chunk = await run(file.read, min(CHUNK, left))
+            status, start, stop = self.status_code, 0, stat.st_size
+            if status == 200 and scope["method"] in {"GET", "HEAD"}:
+                status, start, stop = select(scope, headers, stat.st_size)
+            if status != 304:
+                headers["content-length"] = str(stop - start)
+            await send({"type": "http.response.start", "status": status, "headers": headers.raw})
+            await run(file.seek, start)
+            while start < stop and scope["method"] != "HEAD":
+                chunk = await run(file.read, min(CHUNK, stop - start))
                 if not chunk:
                     raise RuntimeError(f"{self.content} became shorter while it was sent")
-                left -= len(chunk)
+                start += len(chunk)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:

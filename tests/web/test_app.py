@@ -144,7 +144,7 @@ async def test_a_full_queue_is_answered_with_503_and_can_be_caught() -> None:
     app.get("/caught")(caught)
     answer = await call(app, "GET", "/uncaught")
     assert (answer.status, answer.headers["retry-after"], answer.hold.dropped) == (503, "7", True)
-    assert answer.json == {"detail": "no place for another task: the queue's limit is 2"}
+    assert answer.json == {"detail": "no slot is free for another task: the queue's limit is 2"}
     assert (await call(app, "GET", "/caught")).json == "limit 2"
 
 

@@ -128,9 +128,7 @@ async def test_json_is_bounded_unless_the_handler_allows_more() -> None:
     assert (refused.status, refused.error, answer.status, seen) == (413, None, 200, 200_001)
 
 
-async def test_a_large_body_is_put_together_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minibg.web.request.JOINED_AT_ONCE", 3)
-
+async def test_a_body_of_several_chunks_is_put_together_in_a_thread() -> None:
     async def look(request: Request) -> Any:
         calls: list[Any] = []
         run = request.threads.run
