@@ -7,19 +7,23 @@ the fortieth blocked task stops every sync handler (measured: 1 ms becomes 1.8 s
 The rules of this file:
 
 - **Daemons.** A thread cannot be stopped from outside, and one that hangs in a system call must not keep the process
-  from exiting. `concurrent.futures` joins its threads at exit, so one stuck call holds the process for ever; asyncio's
-  default executor is one of those, and shared with every library.
+  from exiting. `concurrent.futures` joins its threads at exit, so one stuck call keeps the process for ever; asyncio's
+  default executor is one of those, and every library shares it.
 - **Bounded.** A thread is started when there are more calls than threads, up to ``limit``. Further calls are queued.
-- **Counted on the loop.** The loop's thread counts, the other threads work, and a `queue.SimpleQueue` lies between, so
-  no count has two writers and nothing is locked.
-- **Results in batches.** The thread that finishes first wakes the loop, once, and the loop takes every result that is
-  there. ``run_in_executor`` wakes it for each call: 10 microseconds of the loop's time, here 0.4 to 1 (measured).
-- **Contexts.** A call runs in the context it is given, by default a copy of the caller's.
-- **Cancellation.** A call whose future is cancelled before a thread takes it is never made. One that has begun cannot be
-  stopped; its result is thrown away.
+- **Counted on the loop.** The loop's thread counts, the other threads work, and a `queue.SimpleQueue` lies between
+  them. No count has two writers, so nothing is locked.
+- **One crew per loop.** Threads, queue and counts belong to one event loop and are left behind with it. A call that is
+  stuck when its loop ends, or when the threads are closed, delays no later call.
+- **Results in batches.** The thread that finishes first wakes the loop, once, and the loop collects every result that
+  has arrived by then. ``run_in_executor`` wakes the loop for each call: 10 microseconds of its time, here 0.4 to 1
+  (measured).
+- **Contexts.** A call runs in the context it is given, by default in a copy of the caller's.
+- **Cancellation.** A call whose future is cancelled before a thread takes it is never made. A call that has begun
+  cannot be stopped; its result is discarded.
 
 CPU-bound calls share the interpreter with the event loop, which may wait for the switch interval (5 ms) each time it
-wants to run. More is not promised.
+wants to run. A single C call that keeps the interpreter's lock, such as ``json.loads`` of a large text, blocks the
+event loop from here too.
 """
 
 import asyncio
@@ -38,60 +42,52 @@ T = TypeVar("T")
 #: Seconds between two checks whether the loop is still open, in a thread that waits for it. Only a process that is
 #: ending gets that far, so the number bounds how long such a thread lingers, and nothing else.
 LOOP_CHECK_SECONDS = 1.0
-#: What `next` returns for an iterator that has ended: a StopIteration cannot pass through a future.
+#: The value of `next` for an iterator that has ended: a StopIteration cannot pass through a future.
 END: Any = object()
 
 
-class _Results:
-    """What the threads have finished for one loop, on its way back."""
-
-    __slots__ = ("finished", "loop", "notified")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.finished: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
-        #: The loop has been woken and has not collected yet.
-        self.notified = False
-
-
 class Threads:
-    """At most ``limit`` daemon threads, started on demand. All methods are for a loop's thread."""
+    """At most ``limit`` daemon threads, started on demand. Every method is for the thread of an event loop.
+
+    The threads are called ``name-1``, ``name-2`` and so on.
+    """
 
     def __init__(self, name: str, limit: int) -> None:
         self._name = name
         self._limit = limit
-        self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any], _Results] | None] = SimpleQueue()
-        self._results: _Results | None = None
-        self._started = self._unfinished = 0
+        self._crew: _Crew | None = None
 
     def call(
         self, function: Callable[..., T], /, *args: Any, context: contextvars.Context | None = None
     ) -> "asyncio.Future[T]":
-        """Call ``function(*args)`` in a thread; the future gets what it returns or raises.
+        """Call ``function(*args)`` in a thread, and return a future of its result or exception.
 
-        A StopIteration arrives as a RuntimeError (PEP 479). Raises RuntimeError when the system has no thread left, and
-        none of these runs.
+        A StopIteration arrives as a RuntimeError (PEP 479). Raises RuntimeError when no event loop is running, and when
+        the system refuses the first thread.
         """
         loop = asyncio.get_running_loop()
-        if self._results is None or self._results.loop is not loop:
-            self._results = _Results(loop)
+        if self._crew is None or self._crew.loop is not loop:
+            self.close()
+            self._crew = _Crew(loop)
+        crew = self._crew
+        if crew.started < min(crew.unfinished + 1, self._limit):
+            crew.start_thread(f"{self._name}-{crew.started + 1}")
+        crew.unfinished += 1
         future: asyncio.Future[T] = loop.create_future()
-        if self._started < min(self._unfinished + 1, self._limit):
-            self._start_thread()
-        self._unfinished += 1
-        context = context or contextvars.copy_context()
-        self._calls.put((partial(context.run, function, *args), future, self._results))
+        if context is None:  # An empty context is false.
+            context = contextvars.copy_context()
+        crew.calls.put((partial(context.run, function, *args), future))
         return future
 
     async def run(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-        """Call ``function(*args, **kwargs)`` in a thread, and wait for what it returns or raises."""
+        """Call ``function(*args, **kwargs)`` in a thread, and wait for its result or exception."""
         return await self.call(partial(function, *args, **kwargs))
 
     async def iterate(self, iterable: Iterable[T]) -> AsyncGenerator[T, None]:
-        """Yield the items of ``iterable``, each fetched in a thread; a generator is closed there when its reader stops.
+        """Yield the items of ``iterable``, each fetched in a thread. Close a generator there if its reader stops early.
 
-        A reader that is cancelled while a thread is inside the generator cannot close it: it is closed when it is
-        garbage.
+        A reader that is cancelled while a thread is inside the generator cannot close it. The generator is then closed
+        when that thread lets go of it.
         """
         iterator = iter(iterable)
         try:
@@ -103,41 +99,60 @@ class Threads:
             raise
 
     def close(self) -> None:
-        """End each thread when it has finished its call, without waiting. A later call starts new ones."""
-        for _ in range(self._started):
-            self._calls.put(None)
-        self._started = 0
+        """End each thread after the calls that are queued, without waiting for it. A later call starts new threads."""
+        if self._crew is not None:
+            self._crew.end_threads()
+            self._crew = None
 
-    def _start_thread(self) -> None:
+
+class _Crew:
+    """The threads of one event loop, the calls on their way to them, and the results on their way back."""
+
+    __slots__ = ("calls", "finished", "loop", "notified", "started", "unfinished")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        #: The loop's thread writes both counts.
+        self.started = self.unfinished = 0
+        #: From the loop's thread to the others; None ends the thread that takes it.
+        self.calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
+        #: From the threads to the loop's: the future, with a value or with an exception.
+        self.finished: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        #: The loop has been woken and has not collected yet.
+        self.notified = False
+
+    def start_thread(self, name: str) -> None:
         try:
-            threading.Thread(target=self._work, name=f"{self._name}-{self._started + 1}", daemon=True).start()
-        except RuntimeError:  # "can't start new thread": fewer threads make the same calls, later.
-            if not self._started:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError:  # "can't start new thread": the threads that exist make the same calls, later.
+            if not self.started:
                 raise
         else:
-            self._started += 1
+            self.started += 1
+
+    def end_threads(self) -> None:
+        for _ in range(self.started):
+            self.calls.put(None)
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            function, future, results = call
-            if not future.cancelled():
-                results.finished.append((future, *_outcome(function)))
-            else:
-                results.finished.append((future, None, None))
-            del call, function, future  # A thread without a call keeps nothing of its last one alive.
-            if not results.notified:
-                results.notified = True
-                try:
-                    results.loop.call_soon_threadsafe(self._collect, results)
-                except RuntimeError:
-                    continue  # That loop is closed: the call outlived it. The thread serves the next loop.
+        while (call := self.calls.get()) is not None:
+            function, future = call
+            self.finished.append((future, None, None) if future.cancelled() else (future, *_outcome(function)))
+            del call, function, future  # An idle thread keeps nothing of its last call alive.
+            if self.notified:
+                continue
+            self.notified = True
+            try:
+                self.loop.call_soon_threadsafe(self._collect)
+            except RuntimeError:  # The loop was closed during the call, so it can end no thread itself.
+                self.end_threads()
 
-    def _collect(self, results: _Results) -> None:
-        results.notified = False  # First: a thread that appends from here on wakes the loop once more.
-        while results.finished:
-            future, value, error = results.finished.popleft()
-            self._unfinished -= 1
-            if future.done():
+    def _collect(self) -> None:
+        self.notified = False  # First: a thread that appends from here on wakes the loop once more.
+        while self.finished:
+            future, value, error = self.finished.popleft()
+            self.unfinished -= 1
+            if future.done():  # It was cancelled.
                 continue
             if error is None:
                 future.set_result(value)
@@ -148,19 +163,19 @@ class Threads:
 def _outcome(function: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return function(), None
-    except StopIteration:  # A future takes none.
+    except StopIteration:  # A future refuses it.
         return None, RuntimeError("a function in a thread raised StopIteration")
     except BaseException as error:  # noqa: BLE001 - it is raised where the call is awaited.
         return None, error
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *args: *Ts) -> T:
-    """Call ``function(*args)`` on the thread of ``loop``, from another thread, and return or raise what it does.
+    """Call ``function(*args)`` on the thread of ``loop``, from another thread, and return its result or raise its error.
 
-    This is how a sync handler adds a task. A lock around every transition, for the sake of the rare call from another
-    thread, was rejected: what only one thread touches needs no proof.
+    A sync handler adds its tasks this way. A lock around every transition, for the sake of the rare call from another
+    thread, was rejected: state that only one thread touches needs no proof.
 
-    Raises RuntimeError when the loop is closed.
+    Raises RuntimeError when the loop is closed before the call is made.
     """
     answer: Future[T] = Future()
     loop.call_soon_threadsafe(_answer, answer, function, args)

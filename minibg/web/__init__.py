@@ -1,5 +1,6 @@
-"""ASGI <-> functions: the framework. It knows nothing of sockets, and of background tasks only how to add one.
+"""ASGI to functions and back: the framework. It knows no sockets, and of background tasks only how to add one.
 
-Read in this order: `app.py` (the whole way of a request), `routing.py`, `depends.py`, then what they are made of:
-`request.py`, `forms.py`, `response.py`, `fields.py`, `exceptions.py`, `threads.py`.
+Read the files in the order of a request: `app.py` (its whole way), `routing.py` (which handler), `depends.py` (which
+arguments), `request.py` and `forms.py` (what the client sent), `response.py` and `files.py` (what is sent back). Below
+them are `fields.py` (names that repeat) and `exceptions.py`.
 """

@@ -2,60 +2,69 @@
 
 A request passes, from the outside in:
 
-1. `App.__call__`: an exception that nobody answered becomes a 500, and is raised again so that the server logs it once.
+1. `App.__call__`: an exception that nothing has answered becomes a 500, and is raised again for the server's log.
 2. The middleware, the last added first. Each is a pure ASGI callable made with ``cls(app, **options)``.
-3. `App._answer`: the route, its plan, the response. What is raised in there is answered by its exception handler.
+3. `App._answer`: an exception of the handler becomes a response by its exception handler.
+4. `App._respond`: the route, its plan, the response.
 
-When an exception becomes a response, the handler has failed nevertheless, and the joint around the application must
-know: the request's tasks are dropped here (`hold.drop`). A 4xx that the handler returns is a response like any other
-and keeps them. The response is sent while the generator dependencies are open; the application returns after they are
-closed, and only then the first task starts.
+An exception that becomes a response is a failure all the same, and `AfterResponse` around the application must learn of
+it: the tasks of the request are dropped here (`hold.drop`). A 4xx that the handler returns is a response like any other
+and keeps them. **After the head has left nothing is dropped**: an error in the stream or in a dependency's clean-up
+comes too late to be answered, and the client has been told that its request was accepted.
+
+The response is sent while the generator dependencies are open. The application returns after they are closed, and only
+then the first task starts.
 
 No middleware is added after the first request or lifespan: a stack that grows under load cannot be reasoned about.
 
-Names and behaviour are FastAPI's and Starlette's where they have them. A handler's result that is no `Response` is
-made one by the route's ``response_class``: as JSON unless told otherwise.
+Names and behaviour are FastAPI's and Starlette's where they have them. A handler's result that is no `Response` becomes
+one by the route's ``response_class``, which is JSON unless told otherwise.
 """
 
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, Protocol, TypeVar
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
 from minibg.background import NotAccepted
+from minibg.threads import Threads
 from minibg.web.depends import Dependency, Plan, hold_of
 from minibg.web.exceptions import HTTPException
 from minibg.web.request import Request, State
 from minibg.web.response import JSONResponse, PlainTextResponse, Response
 from minibg.web.routing import Route, Router, compile_path
-from minibg.web.threads import Threads
+
+#: Threads for sync handlers, sync dependencies and file reads. Starlette (by anyio) allows forty, and handlers written
+#: for it expect no less.
+HANDLER_THREADS = 40
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-#: ``(request, exception) -> Response``, sync or async; by status or by class.
+#: ``(request, exception) -> Response``, sync or async; registered for a status or for a class.
 ExceptionHandler = Callable[[Request, Any], Any]
 ExceptionHandlers = Mapping[int | type[Exception], ExceptionHandler] | None
-#: ``(app) -> async context manager``, which may give a dict that becomes each request's state.
-Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+#: ``(app) -> async context manager``, which may yield a dict that becomes each request's state.
+LifespanFactory = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]] | None
 
 
 class Register(Protocol):
-    """A decorator that registers a function and leaves it as it was."""
+    """A decorator that registers a function and returns it unchanged."""
 
     def __call__(self, handler: Handler, /) -> Handler: ...
 
 
 class _Sending:
-    """A `send` that knows whether the response has started."""
+    """A ``send`` that knows whether the response has started."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
 
     async def __call__(self, message: Message) -> None:
-        self.started = True  # even if it fails: nobody may be there for another answer
+        # Before the call: when it fails, the client may have seen the head, and cannot be sent a second one.
+        self.started = True
         await self._send(message)
 
 
@@ -70,113 +79,34 @@ async def _not_accepted(_: Request, error: NotAccepted) -> Response:
 class App:
     """An ASGI application made of functions.
 
-    `lifespan` is an async context manager function: what it does before its ``yield`` happens before the first
-    request, the rest after the last. On minibg's server ``state.addresses`` is there by then. `debug` puts the traceback into a 500.
+    ``lifespan`` is an async context manager function of the application: the part before its ``yield`` runs before the
+    first request, the rest after the last. On minibg's server ``app.state.addresses`` is set by then. ``debug`` puts the
+    traceback into a 500. ``exception_handlers`` are those of `exception_handler`, by status or class.
     """
 
     def __init__(
-        self, *, debug: bool = False, lifespan: Lifespan | None = None, exception_handlers: ExceptionHandlers = None
+        self, *, debug: bool = False, lifespan: LifespanFactory = None, exception_handlers: ExceptionHandlers = None
     ) -> None:
         self.debug = debug
         self.state = State({})
-        self._lifespan: Lifespan = lifespan or (lambda _: nullcontext())
+        self._lifespan = lifespan or (lambda _: nullcontext())
         self._router = Router()
-        self._threads = Threads()
+        self._threads = Threads("minibg-handler", HANDLER_THREADS)
         self._middleware: list[tuple[Callable[..., ASGIApp], dict[str, Any]]] = []
+        #: The middleware around `_answer`; None before the first request or lifespan.
         self._stack: ASGIApp | None = None
         self._periodic: list[tuple[Callable[[], Any], float]] = []
         self._exception_handlers: dict[Any, ExceptionHandler] = {
             HTTPException: _http_exception,
             NotAccepted: _not_accepted,
+            Exception: self._server_error,
             **(exception_handlers or {}),
         }
 
-    # Registering.
-
-    def route(
-        self,
-        path: str,
-        *,
-        methods: Iterable[str] = ("GET",),
-        status_code: int | None = None,
-        response_class: type[Response] = JSONResponse,
-        dependencies: Iterable[Dependency] = (),
-        name: str | None = None,
-    ) -> Register:
-        """Answer these methods of `path` with the decorated function. The other verbs take the same options.
-
-        What it returns becomes a `response_class` with that status. `dependencies` run before it, for what they do and
-        not for what they give. Raises ValueError for a path that makes no sense and TypeError for a signature that
-        nothing can fill.
-        """
-
-        def register(handler: Handler, /) -> Handler:
-            called = name or str(getattr(handler, "__name__", handler))
-            plan = Plan(handler, compile_path(path)[1], dependencies)
-            self._router.add(path, methods, Route(called, plan, status_code, response_class))
-            return handler
-
-        return register
-
-    def get(self, path: str, **options: Any) -> Register:
-        """Answer GET, and HEAD unless it has a handler of its own."""
-        return self.route(path, methods=["GET"], **options)
-
-    def post(self, path: str, **options: Any) -> Register:
-        """Answer POST."""
-        return self.route(path, methods=["POST"], **options)
-
-    def put(self, path: str, **options: Any) -> Register:
-        """Answer PUT."""
-        return self.route(path, methods=["PUT"], **options)
-
-    def patch(self, path: str, **options: Any) -> Register:
-        """Answer PATCH."""
-        return self.route(path, methods=["PATCH"], **options)
-
-    def delete(self, path: str, **options: Any) -> Register:
-        """Answer DELETE."""
-        return self.route(path, methods=["DELETE"], **options)
-
-    def head(self, path: str, **options: Any) -> Register:
-        """Answer HEAD."""
-        return self.route(path, methods=["HEAD"], **options)
-
-    def options(self, path: str, **options: Any) -> Register:
-        """Answer OPTIONS; nothing does it by itself."""
-        return self.route(path, methods=["OPTIONS"], **options)
-
-    def every(self, *, seconds: float) -> Register:
-        """Enqueue the decorated function as a task every so many seconds, as long as the application is served."""
-
-        def register(handler: Handler, /) -> Handler:
-            self._periodic.append((handler, seconds))
-            return handler
-
-        return register
-
-    def exception_handler(self, kind: int | type[Exception]) -> Register:
-        """Answer a status of HTTPException, or an exception class, with what the decorated function returns.
-
-        The one for 500 or Exception answers what nobody else does; that exception still reaches the server's log.
-        """
-
-        def register(handler: Handler, /) -> Handler:
-            self._exception_handlers[kind] = handler
-            return handler
-
-        return register
-
-    def add_middleware(self, cls: Callable[..., ASGIApp], **options: Any) -> None:
-        """Put ``cls(app, **options)`` around everything so far. Raises RuntimeError once the application has started."""
-        if self._stack is not None:
-            raise RuntimeError("middleware is added before the application starts")
-        self._middleware.append((cls, options))
-
-    # Answering.
+    # --- the way of a request ---
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or live through one lifespan (ASGI 3.0)."""
+        """Answer one request, or hold one lifespan conversation (ASGI 3.0)."""
         if scope["type"] not in {"http", "lifespan"}:
             raise RuntimeError(f"minibg speaks http and lifespan, not {scope['type']}")
         scope["app"], scope["minibg.threads"] = self, self._threads
@@ -187,33 +117,41 @@ class App:
         sending = _Sending(send)
         try:
             await self._stack(scope, receive, sending)
+        except ClientDisconnected:
+            raise
         except Exception as error:
-            if scope["type"] == "http" and not sending.started and not isinstance(error, ClientDisconnected):
+            if scope["type"] == "http" and not sending.started:
                 _drop_tasks(scope)
-                response = await self._server_error(Request(scope, receive), error)
+                handler = self._exception_handlers.get(500, self._exception_handlers[Exception])
+                response = await _call(handler, Request(scope, receive), error)
                 await response(scope, receive, send)
             raise
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The innermost application: what the middleware is around."""
+        """Answer as the innermost application, with the middleware around it."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
             return
-        request, sending = Request(scope, receive), _Sending(send)
+        request = Request(scope, receive)
+        # Middleware that replaces ``send`` may hold a head back, so only its own side has started then.
+        sending = send if isinstance(send, _Sending) else _Sending(send)
         try:
             await self._respond(request, receive, sending)
+        except ClientDisconnected:
+            raise
         except Exception as error:
-            if not sending.started and not isinstance(error, ClientDisconnected):
-                _drop_tasks(scope)  # Before the exception's handler, which may add some of its own.
-            response = await self._answer_to(error, request)
-            if response is None:
+            if not sending.started:
+                _drop_tasks(scope)  # Before the exception handler, which may add tasks of its own.
+            handler = self._handler_of(error)
+            if handler is None:
                 raise
             if sending.started:
                 raise RuntimeError("the response has started: it is too late to answer this exception") from error
-            await response(scope, receive, send)
+            response = await _call(handler, request, error)
+            await response(scope, receive, sending)
 
     async def _respond(self, request: Request, receive: Receive, send: Send) -> None:
-        """Route, run, send, close: the way of a request on which nothing fails."""
+        """Find the route, run its plan, send the response, close the generators."""
         found = self._router.find(request)
         if isinstance(found, Response):
             await found(request.scope, receive, send)
@@ -223,29 +161,23 @@ class App:
         response = None
         async with AsyncExitStack() as stack:
             result = await route.plan(request, stack)
-            response = result if isinstance(result, Response) else _made(route, result)
+            response = result if isinstance(result, Response) else route.respond(result)
             await response(request.scope, receive, send)
         if response is None:
             raise RuntimeError(f"a dependency of {route.name} swallowed its exception: there is nothing to answer")
 
-    async def _answer_to(self, error: Exception, request: Request) -> Response | None:
-        """The response of the most particular exception handler, if any; Exception itself is the outer layer's."""
-        handlers = self._exception_handlers
+    def _handler_of(self, error: Exception) -> ExceptionHandler | None:
+        """Return the handler of an exception's status or nearest class. The one for Exception is the outer layer's."""
         status = error.status_code if isinstance(error, HTTPException) else None
-        for key in (status, *type(error).__mro__):
-            if key in handlers and key is not Exception and not isinstance(error, ClientDisconnected):
-                return await _call(handlers[key], request, error)
-        return None
+        keys = [key for key in (status, *type(error).__mro__) if key is not Exception]
+        return next((self._exception_handlers[key] for key in keys if key in self._exception_handlers), None)
 
-    async def _server_error(self, request: Request, error: Exception) -> Response:
-        handler = self._exception_handlers.get(500) or self._exception_handlers.get(Exception)
-        if handler is not None:
-            return await _call(handler, request, error)
+    async def _server_error(self, _: Request, error: Exception) -> Response:
         text = "".join(traceback.format_exception(error)) if self.debug else "Internal Server Error"
         return PlainTextResponse(text, 500)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The lifespan conversation (ASGI lifespan 2.0)."""
+        """Hold the lifespan conversation (ASGI lifespan 2.0)."""
         part = "startup"
         try:
             await receive()
@@ -264,22 +196,86 @@ class App:
             self._threads.close()
         await send({"type": "lifespan.shutdown.complete"})
 
+    # --- registering ---
+
+    def route(
+        self,
+        path: str,
+        *,
+        methods: Iterable[str] = ("GET",),
+        status_code: int | None = None,
+        response_class: type[Response] = JSONResponse,
+        dependencies: Iterable[Dependency] = (),
+        name: str | None = None,
+    ) -> Register:
+        """Answer these methods of ``path`` with the decorated function. The verbs below take the same options.
+
+        A result that is no `Response` becomes a ``response_class`` with ``status_code``. ``dependencies`` run before the
+        function, and their results are discarded. ``name`` is the one in error messages, by default the function's.
+        Raises ValueError for a malformed path or one that has a handler for the method, TypeError for a signature that
+        cannot be filled.
+        """
+
+        def register(handler: Handler, /) -> Handler:
+            called = name or str(getattr(handler, "__name__", handler))
+            plan = Plan(handler, compile_path(path)[1], dependencies)
+            respond = response_class if status_code is None else partial(response_class, status_code=status_code)
+            self._router.add(path, methods, Route(called, plan, respond))
+            return handler
+
+        return register
+
+    #: HEAD is answered by it too, unless it has a handler of its own.
+    get = partialmethod(route, methods=["GET"])
+    post = partialmethod(route, methods=["POST"])
+    put = partialmethod(route, methods=["PUT"])
+    patch = partialmethod(route, methods=["PATCH"])
+    delete = partialmethod(route, methods=["DELETE"])
+    head = partialmethod(route, methods=["HEAD"])
+    #: Unless a handler does, OPTIONS is answered with 405.
+    options = partialmethod(route, methods=["OPTIONS"])
+
+    def every(self, *, seconds: float) -> Register:
+        """Enqueue the decorated function, which takes no arguments, every ``seconds`` while the application is served.
+
+        The first run is due one interval after the startup. A moment that passes while a run goes on, or while the
+        queue is full, is skipped and logged, not made up for. The startup fails with a ValueError for an interval that
+        is not positive, and with a RuntimeError where no tasks can run. `Pool.every` returns an object to cancel it.
+        """
+
+        def register(handler: Handler, /) -> Handler:
+            self._periodic.append((handler, seconds))
+            return handler
+
+        return register
+
+    def exception_handler(self, kind: int | type[Exception]) -> Register:
+        """Answer a status of HTTPException, or an exception class, with the response of the decorated function.
+
+        The function takes the request and the exception. One for 500 or Exception answers whatever no other handler
+        does; that exception is raised again after its response, for the server's log.
+        """
+
+        def register(handler: Handler, /) -> Handler:
+            self._exception_handlers[kind] = handler
+            return handler
+
+        return register
+
+    def add_middleware(self, cls: Callable[..., ASGIApp], **options: Any) -> None:
+        """Put ``cls(app, **options)`` around everything so far. Raises RuntimeError once the application has started."""
+        if self._stack is not None:
+            raise RuntimeError("middleware is added before the application starts")
+        self._middleware.append((cls, options))
+
 
 def _drop_tasks(scope: Scope) -> None:
-    """The handler failed, and the joint must know although the exception may end here."""
     if "minibg.background" in scope:
         scope["minibg.background"].drop()
 
 
 async def _call(handler: ExceptionHandler, request: Request, error: Exception) -> Response:
-    """An exception handler's response."""
+    """Return the response of an exception handler; a sync one is called in a thread."""
     is_async = inspect.iscoroutinefunction(handler)
     response: Response = await (handler if is_async else partial(request.threads.run, handler))(request, error)
     return response
-
-
-def _made(route: Route, result: Any) -> Response:
-    """The response of what a handler returned."""
-    if route.status_code is None:
-        return route.response_class(result)
-    return route.response_class(result, route.status_code)

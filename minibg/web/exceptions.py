@@ -1,8 +1,10 @@
-"""What a handler raises instead of returning, and what is raised for it.
+"""Exceptions that a handler raises instead of returning, and the one that is raised for it.
 
-An exception that becomes a response still is a failure: the tasks of its request are dropped. Who wants an error
-answered *and* the tasks run returns the response instead of raising it. Names and shapes are FastAPI's, so a client
-that reads ``{"detail": ...}`` reads it here.
+An exception that becomes a response is a failure all the same: the tasks of its request are dropped. A handler that
+wants its client to see an error *and* its tasks to run returns a response with that status instead of raising.
+
+Names and shapes are FastAPI's, so a client that reads ``{"detail": ...}`` there reads it here. An exception is turned
+into a response in `app.py`; an application may register a handler for either class, or for a status.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,12 @@ Problem = dict[str, Any]
 
 
 class HTTPException(Exception):
-    """Answer with this status and ``{"detail": detail}``; the detail may be anything JSON can say."""
+    """Answer the request with ``status_code`` and the JSON body ``{"detail": detail}``.
+
+    ``detail`` is any value that `JSONResponse` can render; None stands for the status's phrase, such as "Not Found".
+    ``headers`` are further header fields of the response. Raises ValueError for a status that has no phrase when there
+    is no ``detail`` either.
+    """
 
     def __init__(self, status_code: int, detail: Any = None, headers: Mapping[str, str] | None = None) -> None:
         self.status_code = status_code
@@ -24,15 +31,15 @@ class HTTPException(Exception):
 
 
 class RequestValidationError(HTTPException):
-    """The request's parameters are not what the handler asks for: answered with 422 and every problem at once.
+    """Answer with 422 and every bad parameter of the request at once.
 
-    An HTTPException whose detail is the problems, so that who answers those in a way of his own answers these alike.
+    A subclass of HTTPException with the problems as its ``detail``, so a handler for HTTPException covers it.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__(422, problems)
 
     def errors(self) -> Sequence[Problem]:
-        """Every bad parameter, in the order of the signature."""
+        """Return one `Problem` per bad value, in the order of the signature."""
         problems: Sequence[Problem] = self.detail
         return problems

@@ -1,20 +1,21 @@
-"""Responses: ASGI callables that a handler returns. Starlette's names and signatures.
+"""Responses: ASGI callables that a handler returns. Names and signatures are Starlette's.
 
-A response is made on the loop and sent by calling it. That it is an ASGI callable is the whole interface: whatever
-has ``(scope, receive, send)`` can send one, middleware too.
+A response is made on the event loop or in a handler's thread, and sent by calling it. Its whole interface is that it is
+an ASGI callable: middleware can send one as well as a handler can return one.
 
 The rules of this file:
 
-- A response that is known whole says its length; one that is not leaves the framing to the server.
-- What blocks runs in the application's threads: files, and iterators that are not asynchronous.
-- When the client has gone, `send` raises `minibg.asgi.ClientDisconnected` and it passes through here. Iterators and
-  files are closed on the way. Whether the response's tasks then run is not decided here.
-- There is no ``background=``: tasks belong to the request, and two places to add them would need an order.
+- A response whose body is known states its length. One whose body is produced later leaves the framing to the server.
+- Calls that block run in the application's threads: reading files, and iterators that are not asynchronous.
+- After the client has gone, ``send`` raises `minibg.asgi.ClientDisconnected`, which passes through here. Iterators and
+  files are closed on the way. Whether the response's tasks then run is decided elsewhere (`minibg.after_response`).
+- Header fields and cookies are checked when they are set, so the ValueError is raised in the handler, and no server has
+  to be trusted with the check (`fields.py`).
+- There is no ``background=``. Tasks belong to the request, and two places to add them would need an order.
 
-JSON is the standard library's, compact, in UTF-8, and never NaN, which JSON does not have. It knows what services
-answer with: dataclasses (without the fields whose name begins with an underscore), dates, UUIDs, enums, sets, paths.
-`FileResponse` answers conditional requests and one range (RFC 9110 §13, §14); several ranges at once are answered
-with the whole file, which §14.2 allows.
+JSON is the standard library's: compact, in UTF-8, and without NaN, which JSON does not have. It renders the types that
+services answer with as well: dataclasses (without the fields whose name begins with an underscore), dates, UUIDs, enums,
+sets and paths.
 """
 
 import dataclasses
@@ -24,16 +25,16 @@ from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from datetime import date, datetime, time
 from email.utils import format_datetime, formatdate
 from enum import Enum
-from http.cookies import SimpleCookie
+from http.cookies import CookieError, SimpleCookie
 from mimetypes import guess_type
 from pathlib import Path, PurePath
-from re import fullmatch
 from typing import Any, ClassVar
 from urllib.parse import quote
 from uuid import UUID
 
 from minibg.asgi import Receive, Scope, Send
-from minibg.web.fields import Headers, MutableHeaders
+from minibg.web.fields import MutableHeaders, field
+from minibg.web.files import select
 
 #: Bytes read from a file at a time, as in Starlette.
 CHUNK = 64 * 1024
@@ -42,7 +43,11 @@ Fields = Mapping[str, str] | None
 
 
 class Response:
-    """A body known whole."""
+    """A response whose whole body is known: ``content`` as str (sent as UTF-8), bytes, or None for an empty body.
+
+    ``headers`` are its header fields. Content-Length is added, and Content-Type if there is a ``media_type``, both
+    unless ``headers`` has them. Raises ValueError for a header field that cannot be sent.
+    """
 
     media_type: ClassVar[str | None] = None
 
@@ -60,56 +65,62 @@ class Response:
             fields.setdefault("content-type", media_type + charset)
         if self.body is not None and has_content:
             fields.setdefault("content-length", str(len(self.body)))
-        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
-
-    @property
-    def headers(self) -> MutableHeaders:
-        """The fields of the head, to read and to set."""
-        return MutableHeaders(self.raw_headers)
-
-    def render(self, content: Any) -> bytes | None:
-        """The body; None when it is not known yet."""
-        return content.encode() if isinstance(content, str) else bytes(content or b"")
-
-    def set_cookie(self, key: str, value: str = "", **options: str | float | datetime | None) -> None:
-        """Ask the client to keep a cookie.
-
-        The options are `max_age` (seconds), `expires` (a datetime in UTC, or seconds from now), `path`, `domain`,
-        `secure`, `httponly` and `samesite`. Without them: ``path="/"``, ``samesite="lax"``.
-        """
-        cookie = SimpleCookie({key: value})[key]
-        for name, option in {"path": "/", "samesite": "lax", **options}.items():
-            if option is not None:
-                said = format_datetime(option, usegmt=True) if isinstance(option, datetime) else option
-                cookie[name.replace("_", "-")] = said
-        self.headers.append("set-cookie", cookie.OutputString())
-
-    def delete_cookie(self, key: str, **options: str | float | datetime | None) -> None:
-        """Ask the client to forget a cookie. Its path and domain are those it was set with."""
-        self.set_cookie(key, "", **{**options, "max_age": 0, "expires": 0})
+        self.raw_headers = [field(name, value) for name, value in fields.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send it."""
+        """Send the response. Raises ClientDisconnected when the client has gone."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body})
 
+    def render(self, content: Any) -> bytes | None:
+        """Return the body of ``content``, or None when it is produced while it is sent."""
+        return content.encode() if isinstance(content, str) else bytes(content or b"")
+
+    @property
+    def headers(self) -> MutableHeaders:
+        """The header fields, to read and to set until the response is sent."""
+        return MutableHeaders(self.raw_headers)
+
+    def set_cookie(self, key: str, value: str = "", **options: str | float | datetime | None) -> None:
+        """Add a Set-Cookie field.
+
+        The options are ``max_age`` (seconds), ``expires`` (a datetime in UTC, or seconds from now), ``path``,
+        ``domain``, ``secure``, ``httponly`` and ``samesite``. Unset, ``path`` is "/" and ``samesite`` is "lax"; None
+        leaves one out. Raises ValueError for a name or an option that would be read as more than itself.
+        """
+        try:
+            cookie = SimpleCookie({key: value})[key]
+            for name, option in {"path": "/", "samesite": "lax", **options}.items():
+                if ";" in str(option):
+                    raise ValueError(f"the {name} of a cookie cannot hold a semicolon: {option!r}")
+                if option is not None:
+                    text = format_datetime(option, usegmt=True) if isinstance(option, datetime) else option
+                    cookie[name.replace("_", "-")] = text
+        except CookieError as error:
+            raise ValueError(f"the cookie {key!r} cannot be set: {error}") from error
+        self.headers.append("set-cookie", cookie.OutputString())
+
+    def delete_cookie(self, key: str, **options: str | float | datetime | None) -> None:
+        """Add a Set-Cookie field that makes the client forget the cookie. Path and domain are those it was set with."""
+        self.set_cookie(key, "", **{**options, "max_age": 0, "expires": 0})
+
 
 class HTMLResponse(Response):
-    """A page."""
+    """A response of ``text/html``; its parameters are those of `Response`."""
 
     media_type = "text/html"
 
 
 class PlainTextResponse(Response):
-    """Text."""
+    """A response of ``text/plain``; its parameters are those of `Response`."""
 
     media_type = "text/plain"
 
 
 def _jsonable(value: Any) -> Any:
-    """What the standard library's encoder cannot say, in words it can."""
+    """Return a value that the standard library's encoder can render in place of one that it cannot."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if not field.name.startswith("_")]
+        names = [each.name for each in dataclasses.fields(value) if not each.name.startswith("_")]
         return {name: getattr(value, name) for name in names}
     match value:
         case date() | time():
@@ -120,22 +131,25 @@ def _jsonable(value: Any) -> Any:
             return value.value
         case set() | frozenset():
             return list(value)
-    raise TypeError(f"{type(value).__name__} cannot be said in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be rendered as JSON")
 
 
 class JSONResponse(Response):
-    """JSON."""
+    """A response of ``application/json``, of any ``content`` that JSON or the essay above names.
+
+    Raises TypeError for another type, and ValueError for NaN and the infinities. Else the parameters are `Response`'s.
+    """
 
     media_type = "application/json"
     encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_jsonable).encode
 
     def render(self, content: Any) -> bytes:
-        """The body's bytes."""
+        """Return ``content`` as JSON in UTF-8."""
         return self.encode(content).encode()
 
 
 class RedirectResponse(Response):
-    """Go there: 307, so that the method stays."""
+    """A redirect to ``url``, a str or a `URL`. The default status of 307 keeps the method and the body."""
 
     def __init__(self, url: object, status_code: int = 307, headers: Fields = None) -> None:
         super().__init__(None, status_code, headers)
@@ -143,13 +157,16 @@ class RedirectResponse(Response):
 
 
 class StreamingResponse(Response):
-    """A body sent piece by piece, as an iterator gives it: of str or bytes, sync or async."""
+    """A response whose body is sent piece by piece. ``content`` is an iterable of str or bytes, sync or async.
+
+    A sync iterator runs in threads. A generator is closed when the client leaves. The other parameters are `Response`'s.
+    """
 
     def render(self, _: Any) -> None:
-        """Nothing yet."""
+        """Return None: the body is produced while it is sent."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send it. To HEAD only the head is owed, and the iterator is not asked for anything."""
+        """Send the head, then each piece as it comes. For HEAD, only the head: the iterator is not started."""
         content = self.content
         chunks = content if isinstance(content, AsyncIterable) else scope["minibg.threads"].iterate(content)
         try:
@@ -165,7 +182,11 @@ class StreamingResponse(Response):
 
 
 class FileResponse(Response):
-    """A file, or the part of it that is asked for, or word that the client has it already."""
+    """A response of the file at ``path``, or of the part that the client asks for (`files.py`).
+
+    ``media_type`` is guessed from the name unless it is given. With a ``filename`` browsers offer to save the file under
+    that name. The file is opened when the response is sent; a missing one raises FileNotFoundError then.
+    """
 
     def __init__(
         self,
@@ -177,22 +198,25 @@ class FileResponse(Response):
     ) -> None:
         media_type = media_type or guess_type(filename or path)[0] or "application/octet-stream"
         super().__init__(Path(path), status_code, {"accept-ranges": "bytes", **(headers or {})}, media_type)
-        if filename is not None:  # RFC 6266 §4.3: names beyond ASCII travel encoded
+        if filename is not None:  # RFC 6266 §4.3: names beyond ASCII travel encoded.
             self.headers.setdefault("content-disposition", f"attachment; filename*=utf-8''{quote(filename, safe='')}")
 
     def render(self, _: Any) -> None:
-        """Nothing yet."""
+        """Return None: the body is read while it is sent."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send it, read in threads."""
+        """Send the file, read in threads. Raises OSError when it cannot be read, RuntimeError when it shrinks."""
         run = scope["minibg.threads"].run
         file = await run(self.content.open, "rb")
         try:
             stat = await run(os.fstat, file.fileno())
-            headers = MutableHeaders([*self.raw_headers])  # a copy: a response may be sent twice
+            # A copy: a response may be sent twice, to clients that ask for different parts.
+            headers = MutableHeaders([*self.raw_headers])
             headers.setdefault("last-modified", formatdate(stat.st_mtime, usegmt=True))
             headers.setdefault("etag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
-            status, start, stop = self._selection(scope, headers, stat.st_size)
+            status, start, stop = self.status_code, 0, stat.st_size
+            if status == 200 and scope["method"] in {"GET", "HEAD"}:
+                status, start, stop = select(scope, headers, stat.st_size)
             if status != 304:
                 headers["content-length"] = str(stop - start)
             await send({"type": "http.response.start", "status": status, "headers": headers.raw})
@@ -206,28 +230,3 @@ class FileResponse(Response):
             await send({"type": "http.response.body", "body": b""})
         finally:
             await run(file.close)
-
-    def _selection(self, scope: Scope, headers: MutableHeaders, size: int) -> tuple[int, int, int]:
-        """Status, first byte, and the byte after the last: the order of RFC 9110 §13.2.2."""
-        asked, method = Headers(scope["headers"]), scope["method"]
-        etag, modified = headers["etag"], headers["last-modified"]
-        if self.status_code != 200 or method not in {"GET", "HEAD"}:
-            return self.status_code, 0, size
-        if "if-none-match" in asked:  # §13.1.2: compared weakly, and If-Modified-Since is ignored
-            known = [tag.strip().removeprefix("W/") for tag in asked["if-none-match"].split(",")]
-            if etag in known or "*" in known:
-                return 304, 0, 0
-        elif asked.get("if-modified-since") == modified:  # §13.1.3 would take later dates too; browsers repeat ours
-            return 304, 0, 0
-        found = fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", asked.get("range", ""))
-        # §14.2: Range is for GET, and may be ignored. §13.1.5: If-Range is compared strongly.
-        if method != "GET" or found is None or asked.get("if-range", etag) not in {etag, modified}:
-            return 200, 0, size
-        first, last = found.groups()
-        start = int(first) if first else max(0, size - int(last or 0))
-        stop = min(size, int(last) + 1) if first and last else size
-        if start >= stop:
-            headers["content-range"] = f"bytes */{size}"
-            return 416, 0, 0
-        headers["content-range"] = f"bytes {start}-{stop - 1}/{size}"
-        return 206, start, stop

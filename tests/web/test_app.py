@@ -87,7 +87,7 @@ async def test_sync_handlers_run_in_threads_of_their_own_with_the_context_of_the
     app = App()
     app.get("/")(lambda: [threading.current_thread().name, word.get()])
     app.add_middleware(Setting)
-    assert (await call(app, "GET", "/")).json == ["minibg-handler", "set"]
+    assert (await call(app, "GET", "/")).json == ["minibg-handler-1", "set"]
 
 
 # Exceptions.
@@ -144,7 +144,7 @@ async def test_a_full_queue_is_answered_with_503_and_can_be_caught() -> None:
     app.get("/caught")(caught)
     answer = await call(app, "GET", "/uncaught")
     assert (answer.status, answer.headers["retry-after"], answer.hold.dropped) == (503, "7", True)
-    assert answer.json == {"detail": "no place for another task: the queue's limit is 2"}
+    assert answer.json == {"detail": "no slot is free for another task: the queue's limit is 2"}
     assert (await call(app, "GET", "/caught")).json == "limit 2"
 
 

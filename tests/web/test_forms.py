@@ -109,7 +109,32 @@ async def test_too_much_text_and_too_many_parts_are_refused(monkeypatch: pytest.
     file = part(b"1" * 100, 'name="a"; filename="f"')
     statuses = [(await send(body + b"--xx--", MULTIPART))[1].status for body in (text, file * 2, text * 2, file * 3)]
     assert statuses == [200, 200, 413, 413]
-    assert (await send(b"a=1&b=2&c=3", URLENCODED))[1].status == 400
+    bodies: list[bytes | list[bytes]] = [
+        b"a=1&b=2",
+        b"a=1&b=2&c=3",
+        b"a=12345678",
+        b"a=123456789",
+        [b"a=12345", b"6789"],
+    ]
+    assert [(await send(body, URLENCODED))[1].status for body in bodies] == [200, 413, 200, 413, 413]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status"),
+    [
+        ("; boundary=xx", 200),
+        ('; charset=utf-8; Boundary = "no"; BOUNDARY="xx"', 200),
+        (";boundary=xx ; charset=utf-8", 200),
+        ('; name="boundary=no"; boundary=xx', 200),
+        ("; boundary=", 400),
+        ("; xboundary=xx", 400),
+        ("; boundary=x x", 400),
+        ("; boundary=" + "x" * 71, 400),
+    ],
+)
+async def test_the_boundary_is_found_among_the_parameters(parameters: str, status: int) -> None:
+    _, answer = await send(BODY, {"Content-Type": f"Multipart/Form-Data {parameters}"})
+    assert answer.status == status
 
 
 async def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

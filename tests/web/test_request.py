@@ -1,5 +1,6 @@
 """The request as a handler sees it."""
 
+from http.cookies import _unquote as unquote_cookie
 from typing import Any
 
 import pytest
@@ -70,6 +71,12 @@ async def test_cookies_are_read_as_browsers_write_them() -> None:
     assert seen == {"a": "1", "b": 'x"y', "c": "d=e", "": "empty"}
 
 
+@pytest.mark.parametrize("value", ['"', '""', '"a', 'a"', '"\\\\"', '"\\054\\1"', '"\\344 \\x"', '"\\"', '"\\777"'])
+async def test_a_quoted_cookie_is_read_as_the_standard_library_reads_it(value: str) -> None:
+    seen, _ = await with_request(lambda r: r.cookies, headers={"Cookie": f"a={value}"})
+    assert seen == {"a": unquote_cookie(value)}
+
+
 async def test_state_is_shared_by_everything_that_sees_the_request() -> None:
     def look(request: Request) -> Any:
         request.state.user = "ann"
@@ -105,6 +112,36 @@ async def test_a_body_that_ends_early_is_no_body() -> None:
 
     _, answer = await with_request(look, "POST", body=[b"half"], client_leaves_after=0)
     assert (type(answer.error), answer.messages) == (ClientDisconnected, [])
+
+
+async def test_json_is_bounded_unless_the_handler_allows_more() -> None:
+    body = b"[" + b"1," * 200_000 + b"1]"
+
+    async def bounded(request: Request) -> Any:
+        return await request.json()
+
+    async def allowed(request: Request) -> Any:
+        return len(await request.json(limit=len(body)))
+
+    _, refused = await with_request(bounded, "POST", body=body)
+    seen, answer = await with_request(allowed, "POST", body=body)
+    assert (refused.status, refused.error, answer.status, seen) == (413, None, 200, 200_001)
+
+
+async def test_a_body_of_several_chunks_is_put_together_in_a_thread() -> None:
+    async def look(request: Request) -> Any:
+        calls: list[Any] = []
+        run = request.threads.run
+
+        async def watched(function: Any, /, *args: Any) -> Any:
+            calls.append(function)
+            return await run(function, *args)
+
+        request.threads.run = watched  # type: ignore[method-assign]
+        return [await request.body(), len(calls)]
+
+    assert (await with_request(look, "POST", body=[b"abc"]))[0] == [b"abc", 0]
+    assert (await with_request(look, "POST", body=[b"ab", b"cd"]))[0] == [b"abcd", 1]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe{", b"[" * 100_000])

@@ -14,6 +14,7 @@ import pytest
 
 from minibg.asgi import ClientDisconnected
 from minibg.web.app import App
+from minibg.web.request import Request
 from minibg.web.response import (
     FileResponse,
     HTMLResponse,
@@ -104,9 +105,9 @@ async def test_json_knows_what_services_answer_with() -> None:
 
 
 def test_what_json_cannot_say_is_an_error() -> None:
-    with pytest.raises(TypeError, match="object cannot be said in JSON"):
+    with pytest.raises(TypeError, match="object cannot be rendered as JSON"):
         JSONResponse(object())
-    with pytest.raises(TypeError, match="type cannot be said in JSON"):
+    with pytest.raises(TypeError, match="type cannot be rendered as JSON"):
         JSONResponse(Point)
     with pytest.raises(ValueError, match="not JSON compliant"):
         JSONResponse(float("nan"))
@@ -120,6 +121,78 @@ async def test_a_redirect_keeps_the_method_and_quotes_its_target() -> None:
         "content-length": "0",
         "location": "/a",
     }
+
+
+@pytest.mark.parametrize("value", ["a\r\nset-cookie: b=1", "a\n", "a\r", "a\0", "a\x1b", "\x7f", "\u20ac"])
+def test_a_header_value_that_would_split_the_response_is_refused_where_it_is_set(value: str) -> None:
+    """Not every server checks: under one that does not, the client would read a second head."""
+    response = Response()
+    with pytest.raises(ValueError):
+        Response(headers={"x": value})
+    with pytest.raises(ValueError):
+        PlainTextResponse("", media_type=value)
+    with pytest.raises(ValueError):
+        response.headers["x"] = value
+    with pytest.raises(ValueError):
+        response.headers.append("x", value)
+    assert response.raw_headers == [(b"content-length", b"0")]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:", "a\r\nb", "\xe4"])
+def test_a_header_name_is_a_token(name: str) -> None:
+    for write in (lambda: Response(headers={name: "x"}), lambda: Response().headers.append(name, "x")):
+        with pytest.raises(ValueError):
+            write()
+
+
+def test_a_tab_and_latin_1_may_be_in_a_value() -> None:
+    assert Response(headers={"x": "a\tb \xe4"}).raw_headers[0] == (b"x", b"a\tb \xe4")
+
+
+@pytest.mark.parametrize("text", ["/\r\nx: y", "/; Domain=evil.example", "\0"])
+@pytest.mark.parametrize("option", ["path", "domain", "samesite", "expires", "max_age"])
+def test_an_option_of_a_cookie_is_never_read_as_another_one(option: str, text: str) -> None:
+    response = Response()
+    with pytest.raises(ValueError):
+        response.set_cookie("a", "b", **{option: text})
+    with pytest.raises(ValueError):
+        response.delete_cookie("a", path=text)
+    assert response.headers.getlist("set-cookie") == []
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a;b", "a\r\nb", "path", "\u20ac"])
+def test_the_name_of_a_cookie_is_a_token_and_no_option(key: str) -> None:
+    with pytest.raises(ValueError):
+        Response().set_cookie(key)
+
+
+@pytest.mark.parametrize("value", ["a; b", "a\r\nb", 'a"b\\', "\xe4", "a,b"])
+async def test_the_value_of_a_cookie_is_quoted_and_read_again(value: str) -> None:
+    response = Response()
+    response.set_cookie("a", value)
+    written = response.headers["set-cookie"]
+    assert not set("\r\n") & set(written)
+    seen: list[dict[str, str]] = []
+    app = App()
+
+    @app.get("/")
+    async def handler(request: Request) -> None:
+        seen.append(request.cookies)
+
+    await call(app, "GET", "/", headers={"Cookie": written.rpartition("; Path")[0]})
+    assert seen == [{"a": value}]
+
+
+async def test_a_bad_header_of_a_handler_becomes_a_500_without_it() -> None:
+    app = App()
+
+    @app.get("/")
+    async def handler(name: str) -> Response:
+        return Response(headers={"x-name": name})
+
+    answer = await call(app, "GET", "/?name=a%0d%0aset-cookie:%20b=1")
+    assert (answer.status, type(answer.error)) == (500, ValueError)
+    assert "x-name" not in answer.headers
 
 
 def test_cookies_are_set_and_deleted() -> None:
@@ -166,7 +239,7 @@ async def test_a_stream_is_sent_piece_by_piece_from_any_iterator() -> None:
 
     for content, pieces in (
         (asynchronous(), ["ä".encode(), b"b"]),
-        (synchronous(), [b"minibg-handler"]),
+        (synchronous(), [b"minibg-handler-1"]),
         (["a", b"b"], [b"a", b"b"]),
         (Steps(), [b"x", b"x"]),
         ([], []),

@@ -4,6 +4,11 @@ from uuid import UUID
 
 import pytest
 
+from starlette.applications import Starlette
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response as StarletteResponse
+from starlette.routing import Route as StarletteRoute
+
 from minibg.web.app import App
 from minibg.web.request import Request
 from tests.web.driver import call
@@ -44,6 +49,40 @@ async def test_a_pattern_gives_its_converted_parameters(path: str, target: str, 
 
     answer = await call(app, "GET", target)
     assert (answer.status, seen) == (200, [parameters])
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "parameters"),
+    [
+        ("/{name}.{extension}", "/a.tar.gz", {"name": "a.tar", "extension": "gz"}),
+        ("/{id:int}-{slug}", "/42-hello-world", {"id": 42, "slug": "hello-world"}),
+        ("/{id:uuid}-{slug}", f"/{UUID(int=7)}-a-b", {"id": UUID(int=7), "slug": "a-b"}),
+        ("/{a:int}-{b}-{c}", "/1-2-3-4", {"a": 1, "b": "2-3", "c": "4"}),
+        ("/{slug}-{id:int}", "/hello-world-42", {"slug": "hello-world", "id": 42}),
+        ("/{y:int}-{m:int}-{d:int}", "/2026-01-02", {"y": 2026, "m": 1, "d": 2}),
+        ("/{a}^{b}]{c}", "/1^2]3", {"a": "1", "b": "2", "c": "3"}),
+        ("/{a}/{b}-{c}", "/x-y/1-2", {"a": "x-y", "b": "1", "c": "2"}),
+        ("/{p:path}/{name}.{extension}", "/a/b.c/d.e", {"p": "a/b.c", "name": "d", "extension": "e"}),
+        ("/{a}.{x:float}", "/v.1.5", {"a": "v.1", "x": 5.0}),
+    ],
+)
+async def test_a_segment_with_several_parameters_is_divided_as_starlette_does(
+    path: str, target: str, parameters: dict[str, object]
+) -> None:
+    seen: list[object] = []
+
+    async def starlette_handler(request: StarletteRequest) -> StarletteResponse:
+        seen.append(dict(request.path_params))
+        return StarletteResponse()
+
+    async def handler(request: Request) -> None:
+        seen.append(request.path_params)
+
+    app = App()
+    app.get(path)(handler)
+    await call(app, "GET", target)
+    await call(Starlette(routes=[StarletteRoute(path, starlette_handler)]), "GET", target)
+    assert seen == [parameters, parameters]
 
 
 @pytest.mark.parametrize("target", ["/a/x", "/a/-1", "/a/", "/b", "/a/1/2", "/a/" + "9" * 5000])
@@ -126,6 +165,12 @@ async def test_the_root_path_is_not_part_of_the_route() -> None:
         ("/{x:date}", "unknown converter 'date'"),
         ("/{x", "brace"),
         ("/{1}", "brace"),
+        ("/{a}{b}", "'b' needs a text before it"),
+        ("/{a:int}1{b:int}", "'b' needs a text before it"),
+        ("/{a:int}{b}", "'b' needs a text before it"),
+        ("/{a}1{b:int}", "'b' needs a text before it"),
+        ("/{a}-{b:path}", "'b' needs a text before it"),
+        ("/{a:path}/{b:path}", "'b' needs a text before it"),
     ],
 )
 def test_a_path_that_makes_no_sense_is_refused_at_registration(path: str, complaint: str) -> None:
