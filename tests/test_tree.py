@@ -121,7 +121,7 @@ def test_no_function_is_long() -> None:
 
 def test_each_folder_knows_only_what_it_may() -> None:
     """The layers are import-linter's contracts in pyproject.toml."""
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     lint = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert lint.returncode == 0, lint.stdout + lint.stderr
 
