@@ -1,11 +1,30 @@
-"""What every test of minibg gets: both event loops, and a loop that cannot complain unheard."""
+"""What every test of minibg gets: both event loops, a loop whose complaints are heard, and a share of the processor.
+
+**Both loops.** Each async test runs on asyncio and on uvloop. The exception handler of either records what it is called with, and
+a test in which it was called fails: "Task exception was never retrieved" is not a warning, and would otherwise go unheard.
+
+**In parallel.** `pytest` distributes the tests over processes (pytest-xdist, ``-n auto`` in pyproject.toml). Half of the time that
+the tests take is waiting: for deadlines, for other processes, for the disk. So there are two workers for each core. Each worker gets
+a part of the list as it stands, and takes from the others when it has none left (``--dist worksteal``): the tests of a module are
+mostly in one worker, and share what the module has started. The rules that this asks of a test:
+
+1. Files are in ``tmp_path``, and ports are chosen by the kernel (port 0).
+2. Nothing is shared between tests but by a fixture of their module.
+3. A deadline that is tested has room for a busy machine: the test shows that it is kept, not how exactly.
+
+A test file that is named on the command line runs in this process, which starts in a fraction of the time.
+
+**Markers.** A test of a file that imports `subprocess` or Selenium has the marker ``processes``: it starts processes, wrk or a browser.
+``pytest -m 'not processes'`` is the quick run.
+"""
 
 import asyncio
 import gc
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import hypothesis  # it asks, while it is imported, who refers to an object; of frozen ones nobody can tell
+import hypothesis  # At its import it asks for the referrers of an object, which the collector does not know of frozen ones.
 import pytest
 import uvloop
 
@@ -13,11 +32,32 @@ from minibg.background.task import TASKS
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
+#: What the loops of the current test were asked to complain about.
 _complaints: list[dict[str, Any]] = []
 
 
+# --- how they run ---
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of processes for ``-n auto``: two for each core, or none for files that are named."""
+    if any(".py" in argument for argument in config.args):
+        return 0
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that start processes, by what their file imports."""
+    module = item.getparent(pytest.Module)
+    if module is not None and {"subprocess", "webdriver"} & vars(module.obj).keys():
+        item.add_marker("processes")
+
+
+# --- both loops ---
+
+
 def _recording(new_event_loop: LoopFactory) -> LoopFactory:
-    """A loop whose exception handler is remembered by the test: "Task exception was never retrieved" is no warning."""
+    """Return a factory of loops whose complaints are recorded."""
 
     def create() -> asyncio.AbstractEventLoop:
         loop = new_event_loop()
@@ -31,11 +71,14 @@ def pytest_asyncio_loop_factories() -> dict[str, LoopFactory]:
     return {"asyncio": _recording(asyncio.new_event_loop), "uvloop": _recording(uvloop.new_event_loop)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def nothing_old_is_visited_by_the_collector() -> None:
-    """Some 100,000 objects of frameworks and other servers live as long as the run, and more come with each module.
+# --- around each test ---
 
-    `gc.collect` is called after each test, below. Were they not frozen, it would be most of the time that the tests take.
+
+@pytest.fixture(autouse=True, scope="module")
+def the_collector_visits_nothing_old() -> None:
+    """Freeze the 100,000 objects of frameworks and other servers that live as long as the run; each module adds some.
+
+    `gc.collect` is called after each test, below. With them it would take most of the time of the tests.
     """
     gc.collect()
     gc.freeze()

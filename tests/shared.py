@@ -1,0 +1,45 @@
+"""What tests of several folders share: a task that does nothing, a few turns of the loop, a reset, the log as a list.
+
+A function belongs here when two folders use it. What one folder uses is in its own file: `background/recording.py` (named tasks
+and the transitions of a pool), `background/fake_clock.py`, `server/wire.py` (a client that speaks bytes).
+
+Nothing here waits for time to pass. A test waits for an event, for a line, or for ``pool.idle()``; where there is nothing to wait
+for, because the test shows that something does *not* happen, it lets the loop turn.
+"""
+
+import asyncio
+import logging
+import socket
+import struct
+
+import pytest
+
+#: Turns of the loop after which everything that is ready has run. The longest chain is six turns long: a batch is released, a
+#: worker wakes, an attempt begins, its function ends, the worker notes that, and the waiter of the result wakes.
+TURNS = 10
+
+
+async def nothing() -> None:
+    """Be a task that succeeds at once."""
+
+
+async def turn() -> None:
+    """Let everything run that is ready, and what that makes ready."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a client's connection by a reset, as the kernel does for a process that dies with unread bytes."""
+    reset_at_close(writer.get_extra_info("socket"))
+    writer.transport.abort()
+
+
+def reset_at_close(sock: socket.socket) -> None:
+    """Make the close of a socket a reset (socket(7): SO_LINGER with a time of zero)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def logged(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    """Return the messages of the log from a level on, in order."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= level]
