@@ -2,12 +2,32 @@
 
 The map, in the order in which a request travels:
 
-- `minibg.serving`: `serve()` and `run()` put the parts together; `minibg.__main__` is the command, `minibg.tasks` its other half
-- `minibg.server`: bytes to ASGI and back. Knows no tasks
-- `minibg.after_response`: the joint. Holds a response's tasks, releases them after its last byte
+- `minibg.serving`: `serve()` and `run()` put the parts together; `minibg.__main__` is the command
+- `minibg.server`: bytes to ASGI and back. Tasks do not exist there
+- `minibg.after_response`: the joint between server and queue
 - `minibg.web`: ASGI to functions and back
-- `minibg.background`: the queue and its workers. Knows no HTTP
-- `minibg.asgi`: the contract between them
+- `minibg.background`: the queue and its workers. HTTP does not exist there
+- `minibg.asgi`, `minibg.threads`, `minibg.log`: what the folders share
+
+``minibg --explain`` prints the path of one request and its tasks, with the lines of code that do it.
+
+The glossary. Code, comments and messages use these words, and each for one thing:
+
+- **task**: a function that can run after a response
+- **run**: one call of a task, from ``add_task`` to its final status; its record is a `TaskResult`
+- **hold**: the runs of one response until it has left; handlers know it as `BackgroundTasks`
+- **slot**: one unit of ``queue_limit``; a run has one from ``add_task`` on
+- **commit**: accept the runs of a hold for good, just before the response head leaves
+- **release**: hand the runs of a hold to the workers, after the response has left; the opposite is *drop*
+- **batch**: the runs that were released together; they run one after another
+- **queue**: the batches that wait for a worker
+- **worker**: takes a batch and runs it
+- **attempt**: one execution of a run
+- **ledger**: the list of runs, records and counts in memory; the only writer of a status
+- **journal**: the ledger kept on disk
+- **drain**: finishing accepted runs during a stop
+- **joint**: `AfterResponse`, between server and queue
+- **cycle**: one request and its response, in the server
 
 The public names, in reading order:
 """

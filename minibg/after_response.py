@@ -54,7 +54,7 @@ class Head(Enum):
     WAITING = auto()
     #: It was passed on, and the server still holds it back: it answers with a 500 when the application raises now.
     STARTED = auto()
-    #: It has left: the tasks are promised.
+    #: It has left: the client has our word, and the tasks run.
     LEFT = auto()
     #: It has left with status 500. If the application raises now, as Starlette does, it was the framework's answer to that
     #: exception, and the handler produced none. If the application returns, it was a response like any other.

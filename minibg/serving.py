@@ -120,7 +120,7 @@ def run(
 ) -> None:
     """Serve an application until a signal stops it. Blocks; ``options`` are those of `serve`.
 
-    - ``app``: the application, or its place: ``"module:attribute"``, looked for in ``app_dir`` first.
+    - ``app``: the application, or where it is: ``"module:attribute"``, looked for in ``app_dir`` first.
     - ``factory``: call it to get the application.
     - ``loop``: the event loop; "auto" is uvloop where it is installed.
 

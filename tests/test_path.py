@@ -385,7 +385,7 @@ async def test_no_number_of_blocked_tasks_delays_a_handler() -> None:
             assert (await client.ask(get("/block")))[0] == 200
         for result in results:
             await reached(server.pool, result, TaskStatus.RUNNING)
-        assert (await client.ask(GET))[2] == b'"minibg-handler"'
+        assert (await client.ask(GET))[2].startswith(b'"minibg-handler-')
         assert server.pool.statistics().running == 40
         finish.set()
 

@@ -24,7 +24,7 @@ finished                             makes a new run.
 
 The options of the first run stand, whatever the second add says (retry, timeout, priority, delay), with two
 exceptions. ``always=True`` counts for the hold that said it: that hold does not drop the run. And a run that the journal
-keeps and one that it does not keep (``durable=False``) never share: each would break what the other was promised.
+keeps and one that it does not keep (``durable=False``) never share: one of the two would not get what its caller asked for.
 
 All methods are for the event loop's thread.
 """

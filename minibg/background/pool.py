@@ -1,4 +1,4 @@
-"""The pool: the public object around the queue. Its life, and the verbs of its users.
+"""The pool: the public object around the queue. Its states, and the verbs of its users.
 
 It is used as a context manager, and needs no HTTP::
 
@@ -10,7 +10,7 @@ It is made of `Slots` (how much is accepted), `Ledger` (what has happened), `Que
 progress), `Admission` (the way in) and `Drain` (the way out). Each of them knows only those above it in this list, except that
 workers pull from the queue. The pool wires them and passes calls on.
 
-**Its life** is NEW, OPEN, RUNNING, DRAINING, STOPPED, in this order and never back. An OPEN pool accepts tasks and has no
+**Its states** are NEW, OPEN, RUNNING, DRAINING, STOPPED, in this order and never back. An OPEN pool accepts tasks and has no
 workers yet: an application that starts up may add some, and they begin when it has. ``async with`` opens and starts.
 
 **One event loop.** A pool belongs to the event loop in which it was opened. ``add_task``, ``enqueue``, ``get`` and ``cancel`` may be
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 
 class PoolState(Enum):
-    """Where a pool is in its life."""
+    """Where a pool is between its start and its stop."""
 
     NEW = "is not running yet: use it with 'async with', or serve an application with it"
     OPEN = "accepts tasks"
@@ -110,7 +110,7 @@ class Pool:
         self._drain: Drain | None = None
         self._stop: asyncio.Task[DrainReport] | None = None
 
-    # --- its life ---
+    # --- start and stop ---
 
     async def open(self) -> None:
         """Accept tasks. They run when the pool has started. Raises JournalUnusable; then nothing is left behind."""

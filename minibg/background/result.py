@@ -71,7 +71,7 @@ class TaskStatus(StrEnum):
 
 
 class Event(StrEnum):
-    """An event in the life of a run."""
+    """An event that changes the status of a run."""
 
     #: It is added: the way in, to HELD. There is no row for it below, because there is no status before it.
     ADD = "add"
