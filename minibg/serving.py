@@ -57,7 +57,7 @@ POOL: dict[str, Any] = {
     if name not in {"clock", "random"}
 }
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Seconds that asyncio tasks have to end when the event loop is closed.
+#: Seconds that asyncio tasks have to end when the event loop is closed, and asynchronous generators after them.
 LEFT_BEHIND_SECONDS = 1.0
 
 

@@ -345,7 +345,7 @@ async def test_the_next_requests_of_a_connection_are_served_while_a_task_runs() 
         finish.set()
 
 
-async def test_an_exception_after_a_response_does_not_cut_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_after_a_response_does_not_touch_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
     results: list[TaskResult[Any]] = []
 
     async def nothing() -> None:
