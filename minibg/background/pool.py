@@ -283,9 +283,9 @@ class Pool:
         if run is None:
             return CancelOutcome.UNKNOWN if self._ledger.get(id) is None else CancelOutcome.FINISHED
         if run.result.status is not TaskStatus.RUNNING:
+            self._queue.remove(run)  # First: a drain compares the number of unfinished runs with those set aside.
             self._ledger.note(run, Event.CANCEL)
             self._slots.free(run)
-            self._queue.remove(run)
             return CancelOutcome.CANCELLED
         if run.attempt is None or run.attempt.kind is CallKind.PLAIN:
             return CancelOutcome.RUNNING_IN_THREAD

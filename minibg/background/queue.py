@@ -140,7 +140,7 @@ class Queue:
     # --- runs that are cancelled ---
 
     def remove(self, run: Run) -> None:
-        """Take a cancelled run out of its batch. Siblings that waited for it alone are queued."""
+        """Take a run that is cancelled out of its batch. Siblings that waited for it alone are queued."""
         batch = run.batch
         if batch is None:  # It is HELD: its hold skips it at the release.
             return

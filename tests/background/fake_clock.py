@@ -1,9 +1,9 @@
 """A clock that a test moves by hand.
 
 Passed as ``Pool(clock=...)``. An hour of backoff takes no time, and two timers fire in the order of their moments, those of
-one moment in the order they were set, as the loop does it. Like `SystemClock`, it calls in an empty context.
+one moment in the order they were set, as the event loop does it. Like `SystemClock`, it calls in an empty context.
 
-``advance`` only calls what is due. What a call wakes (a worker, a waiter) runs when the test awaits something next.
+``advance`` only calls the timers that are due. A worker or a caller that such a call wakes runs when the test awaits something.
 """
 
 import contextvars
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-#: Some moment.
+#: The wall-clock time at the start: some moment.
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -32,7 +32,11 @@ class FakeClock:
         self._timers: list[FakeTimer] = []
 
     def now(self) -> datetime:
+        """Return the wall-clock time as a datetime."""
         return self._wall
+
+    def time(self) -> float:
+        return self._wall.timestamp()
 
     def monotonic(self) -> float:
         return self._monotonic
@@ -43,7 +47,7 @@ class FakeClock:
         return timer
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass, and call what comes due on the way."""
+        """Let ``seconds`` seconds pass, and call the timers that are due on the way."""
         end = self._monotonic + seconds
         while due := [timer for timer in self._pending() if timer.at <= end]:
             timer = min(due, key=lambda timer: timer.at)
@@ -53,16 +57,16 @@ class FakeClock:
         self._move_to(end)
 
     def sleep_through(self, seconds: float) -> None:
-        """Let so many seconds pass in which nothing can be called: the machine slept. What is due then is called once."""
+        """Let seconds pass in which no timer is called, as in a suspended machine; then call the timers that are due."""
         self._move_to(self._monotonic + seconds)
         self.advance(0)
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock, as an administrator does: durations and timers are not touched."""
+        """Set the wall clock, as an administrator does. Durations and timers do not change."""
         self._wall += timedelta(seconds=seconds)
 
     def pending(self) -> list[float]:
-        """In how many seconds something will be called."""
+        """Return in how many seconds each timer is due."""
         return sorted(timer.at - self._monotonic for timer in self._pending())
 
     def _pending(self) -> list[FakeTimer]:

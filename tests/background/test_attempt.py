@@ -1,4 +1,4 @@
-"""One attempt: what is called where, and the verdict on what came of it."""
+"""One attempt: where the call is made, and the verdict on its outcome."""
 
 import asyncio
 import contextvars
@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from minibg.background import Event, Pool, Retry, TaskStatus
-from minibg.background.attempt import Outcome, Verdict, attempt, judge
-from minibg.background.run import Cut, RandomBits, Run
-from minibg.background.threads import Threads
+from minibg.background.attempt import Outcome, Verdict, judge, perform
+from minibg.background.run import Attempt, CancelReason, Run, StoredRun
+from minibg.background.task import CallKind
+from minibg.threads import Threads
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named, reached
 
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="nobody's")
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="none")
 
 
 async def where() -> str:
@@ -37,7 +38,7 @@ class Callables:
 
 
 class HasAnAwaitable:
-    """As a client library's call gives back: awaitable, and no coroutine."""
+    """The result of a client library's call: an awaitable that is no coroutine."""
 
     def __await__(self) -> Any:
         return where().__await__()
@@ -58,7 +59,7 @@ THREAD = "minibg-task-1"
         (functools.partial(where_plain), THREAD),
     ],
 )
-async def test_a_coroutine_function_is_called_on_the_loop_everything_else_in_a_thread(
+async def test_a_coroutine_function_is_called_on_the_event_loop_every_other_callable_in_a_thread(
     function: Callable[[], Awaitable[str] | str], thread: str
 ) -> None:
     async with Pool() as pool:
@@ -67,48 +68,65 @@ async def test_a_coroutine_function_is_called_on_the_loop_everything_else_in_a_t
 
 
 @pytest.mark.parametrize("function", [lambda: where(), lambda: HasAnAwaitable(), HasAnAwaitable])
-async def test_an_awaitable_is_awaited_on_the_loop_afterwards(function: Callable[[], Awaitable[str]]) -> None:
+async def test_an_awaitable_that_is_returned_is_awaited_on_the_event_loop(
+    function: Callable[[], Awaitable[str]],
+) -> None:
     async with Pool() as pool:
         result: Any = await pool.enqueue(function).wait()
     assert (result.status, result.return_value) == (TaskStatus.SUCCESSFUL, MAIN)
 
 
-def a_run(*, retry: Retry | None = None, attempts: int = 1, cut: Cut | None = None) -> Run:
-    run = Run.of(named("a", where, retry=retry, timeout=3), (), {}, "", FakeClock(), RandomBits())
+def failed_attempt(*, retry: Retry | None = None, attempts: int = 1, stored: bool = False) -> Run:
+    run = Run.of(named("a", where, retry=retry, timeout=3), (), {}, "", FakeClock())
     run.result.attempts = attempts
-    run.cut = cut
+    run.stored = StoredRun("[]") if stored else None
     return run
 
 
 error, cancelled = ValueError(), asyncio.CancelledError()
+NONE, TIMEOUT, REQUEST, STOP = None, CancelReason.TIMEOUT, CancelReason.REQUEST, CancelReason.STOP
+failed, raised, returned = Outcome(error=error), Outcome(error=cancelled), Outcome(3)
 
 
 @pytest.mark.parametrize(
-    ("run", "outcome", "verdict"),
+    ("run", "reason", "outcome", "verdict"),
     [
-        (a_run(), Outcome(3), Verdict(Event.SUCCEED)),
-        (a_run(), Outcome(error=error), Verdict(Event.FAIL, error)),
-        (a_run(), Outcome(error=cancelled), Verdict(Event.FAIL, cancelled)),
-        (a_run(cut=Cut.STOP), Outcome(error=cancelled), Verdict(Event.LOSE, cancelled)),
-        (a_run(cut=Cut.STOP), Outcome(3), Verdict(Event.SUCCEED)),
-        (a_run(cut=Cut.STOP), Outcome(error=error), Verdict(Event.FAIL, error)),
-        (a_run(cut=Cut.CANCEL), Outcome(error=cancelled), Verdict(Event.CANCEL, cancelled)),
-        (a_run(cut=Cut.CANCEL), Outcome(3), Verdict(Event.SUCCEED)),
-        (a_run(retry=Retry()), Outcome(error=error), Verdict(Event.RETRY, error, 0.5)),
-        (a_run(retry=Retry(), attempts=4), Outcome(error=error), Verdict(Event.RETRY, error, 4.0)),
-        (a_run(retry=Retry(), attempts=5), Outcome(error=error), Verdict(Event.FAIL, error)),
-        (a_run(retry=Retry()), Outcome(error=cancelled), Verdict(Event.FAIL, cancelled)),
+        # The attempt was not told to end.
+        (failed_attempt(), NONE, returned, Verdict(Event.SUCCEED)),
+        (failed_attempt(), NONE, failed, Verdict(Event.FAIL, error)),
+        (failed_attempt(), NONE, raised, Verdict(Event.FAIL, cancelled)),
+        (failed_attempt(retry=Retry()), NONE, failed, Verdict(Event.RETRY, error, 0.5)),
+        (failed_attempt(retry=Retry(), attempts=4), NONE, failed, Verdict(Event.RETRY, error, 4.0)),
+        (failed_attempt(retry=Retry(), attempts=5), NONE, failed, Verdict(Event.FAIL, error)),
+        (failed_attempt(retry=Retry()), NONE, raised, Verdict(Event.FAIL, cancelled)),
+        # Cancelled on request: a value counts, and an error of the clean-up is not followed by another attempt.
+        (failed_attempt(retry=Retry()), REQUEST, raised, Verdict(Event.CANCEL, cancelled)),
+        (failed_attempt(retry=Retry()), REQUEST, returned, Verdict(Event.SUCCEED)),
+        (failed_attempt(retry=Retry()), REQUEST, failed, Verdict(Event.FAIL, error)),
+        (failed_attempt(stored=True), REQUEST, raised, Verdict(Event.CANCEL, cancelled)),
+        # The pool stops: the same, and a journal keeps the run for the next start.
+        (failed_attempt(retry=Retry()), STOP, raised, Verdict(Event.LOSE, cancelled)),
+        (failed_attempt(retry=Retry()), STOP, returned, Verdict(Event.SUCCEED)),
+        (failed_attempt(retry=Retry()), STOP, failed, Verdict(Event.FAIL, error)),
+        (failed_attempt(retry=Retry(), stored=True), STOP, raised, Verdict(Event.REQUEUE, cancelled)),
+        (failed_attempt(retry=Retry(), stored=True), STOP, failed, Verdict(Event.REQUEUE, error)),
+        (failed_attempt(retry=Retry(), stored=True), STOP, returned, Verdict(Event.SUCCEED)),
     ],
 )
-def test_the_verdict(run: Run, outcome: Outcome, verdict: Verdict) -> None:
-    assert judge(run, outcome, lambda: 0.5) == verdict
+def test_the_verdict(run: Run, reason: CancelReason | None, outcome: Outcome, verdict: Verdict) -> None:
+    attempt = Attempt(CallKind.COROUTINE, 0.0, cancelled_by=reason)
+    assert judge(run, attempt, outcome, lambda: 0.5) == verdict
 
 
-@pytest.mark.parametrize("outcome", [Outcome(error=cancelled), Outcome(3), Outcome(error=error)])
-def test_over_its_timeout_it_failed_whatever_it_made_of_that(outcome: Outcome) -> None:
-    verdict = judge(a_run(cut=Cut.TIMEOUT), outcome, lambda: 0.5)
+@pytest.mark.parametrize("outcome", [raised, returned, failed])
+@pytest.mark.parametrize(("retry", "event"), [(None, Event.FAIL), (Retry(), Event.RETRY)])
+def test_over_its_timeout_the_attempt_has_failed_whatever_comes_of_it(
+    outcome: Outcome, retry: Retry | None, event: Event
+) -> None:
+    attempt = Attempt(CallKind.COROUTINE, 0.0, cancelled_by=TIMEOUT)
+    verdict = judge(failed_attempt(retry=retry), attempt, outcome, lambda: 0.5)
     assert (verdict.event, type(verdict.error), str(verdict.error)) == (
-        Event.FAIL,
+        event,
         TimeoutError,
         "a took longer than its timeout of 3 s",
     )
@@ -116,24 +134,19 @@ def test_over_its_timeout_it_failed_whatever_it_made_of_that(outcome: Outcome) -
     assert verdict.error.__cause__ is outcome.error
 
 
-def test_a_timeout_is_worth_another_attempt() -> None:
-    verdict = judge(a_run(cut=Cut.TIMEOUT, retry=Retry()), Outcome(error=cancelled), lambda: 0.5)
-    assert (verdict.event, verdict.delay) == (Event.RETRY, 0.5)
-
-
-async def test_who_awaits_an_attempt_can_be_cancelled_in_the_moment_it_ends() -> None:
+async def test_the_caller_of_an_attempt_can_be_cancelled_in_the_moment_it_ends() -> None:
     loop = asyncio.get_running_loop()
 
     async def ends_with_the_caller() -> None:
         loop.call_soon(caller.cancel)
 
-    run = Run.of(ends_with_the_caller, (), {}, "", FakeClock(), RandomBits())
-    caller = asyncio.create_task(attempt(run, Threads(loop)))
+    run, attempt = Run.of(ends_with_the_caller, (), {}, "", FakeClock()), Attempt(CallKind.COROUTINE, 0.0)
+    caller = asyncio.create_task(perform(run, attempt, Threads("test", 1)))
     await asyncio.wait([caller])
-    assert (caller.cancelled(), run.attempt) == (True, None)
+    assert (caller.cancelled(), attempt.task) == (True, None)
 
 
-# Context.
+# --- context ---
 
 
 async def test_the_contextvars_of_the_moment_of_add_task_are_those_of_the_task() -> None:
@@ -149,10 +162,10 @@ async def test_the_contextvars_of_the_moment_of_add_task_are_those_of_the_task()
         empty: contextvars.Context = contextvars.Context()
         results.append(empty.run(pool.enqueue, see))
         await pool.idle()
-    assert [result.return_value for result in results] == ["first"] * 3 + ["second"] * 3 + ["nobody's"]
+    assert [result.return_value for result in results] == ["first"] * 3 + ["second"] * 3 + ["none"]
 
 
-async def test_what_a_first_attempt_sets_a_second_does_not_see() -> None:
+async def test_a_second_attempt_does_not_see_the_contextvars_that_the_first_one_set() -> None:
     clock, seen = FakeClock(), []
 
     async def sees_and_fails() -> None:
@@ -168,7 +181,7 @@ async def test_what_a_first_attempt_sets_a_second_does_not_see() -> None:
     async with Pool(workers=1, clock=clock, random=lambda: 0.5) as pool:
         for function in (sees_and_fails, sees_in_a_thread):
             request_id.set("of the request")
-            task: Any = named("a", function, retry=Retry(attempts=2)).using(delay=9)
+            task: Any = named("a", function, retry=Retry(attempts=2), delay=9)
             result = pool.enqueue(task)
             request_id.set("of the next request")
             clock.advance(9)
@@ -179,13 +192,13 @@ async def test_what_a_first_attempt_sets_a_second_does_not_see() -> None:
 
 
 async def test_workers_run_in_an_empty_context() -> None:
-    request_id.set("of whoever started the pool")
+    request_id.set("of the caller that started the pool")
     async with Pool(workers=1) as pool:
         result = await contextvars.Context().run(pool.enqueue, request_id.get).wait()
-    assert result.return_value == "nobody's"
+    assert result.return_value == "none"
 
 
-# Isolation.
+# --- isolation ---
 
 
 class Mute(Exception):
@@ -254,7 +267,8 @@ async def test_a_failing_run_never_stops_its_siblings_or_the_worker(
         assert (failed.status, [error.type for error in failed.errors]) == (TaskStatus.FAILED, [type_])
         assert (after.status, after.return_value) == (TaskStatus.SUCCESSFUL, MAIN)
     records = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert [record.getMessage() for record in records] == [f"{failed.name} {failed.id} failed at attempt 1"]
+    assert len(records) == 1
+    assert records[0].getMessage().startswith(f"{failed.name} {failed.id}: FAILED after ")
     assert records[0].exc_info is not None
 
 
@@ -264,13 +278,6 @@ async def test_a_return_value_of_100_mb_goes_with_its_record() -> None:
         assert result.return_value is not None
         assert len(result.return_value) == 100_000_000
         assert pool.get(result.id) is None
-
-
-@pytest.mark.parametrize("cut", [Cut.CANCEL, Cut.STOP])
-def test_what_was_told_to_end_for_good_is_not_tried_again(cut: Cut) -> None:
-    error = OSError("raised by its cleanup")
-    run = a_run(retry=Retry(attempts=5), cut=cut)
-    assert judge(run, Outcome(error=error), lambda: 0.5) == Verdict(Event.FAIL, error)
 
 
 async def test_a_partial_of_a_task_has_the_options_of_the_task() -> None:

@@ -1,4 +1,4 @@
-"""How a pool stops: what is waited for, what is cancelled, what is lost, and what the report says of it."""
+"""The stop of a pool: the runs that are finished, cancelled and lost, and the report."""
 
 import asyncio
 import logging
@@ -21,20 +21,11 @@ from minibg.background import (
     Unfinished,
 )
 from tests.background.fake_clock import FakeClock
-from tests.background.recording import named, reached, story
-
-
-async def nothing() -> None: ...
+from tests.background.recording import named, nothing, reached, story, turn
 
 
 async def fails() -> None:
     raise ValueError
-
-
-async def turn() -> None:
-    """Let what is ready run."""
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -46,10 +37,10 @@ async def started(pool: Pool) -> AsyncIterator[Pool]:
 
 
 def unfinished(report: DrainReport) -> list[tuple[str, str, str, float, bool]]:
-    return [(each.name, each.was, each.became, each.age, each.in_thread) for each in report.unfinished]
+    return [(each.name, each.was, each.became, each.age, each.left_behind) for each in report.unfinished]
 
 
-async def test_a_pool_that_nobody_used_stops_at_once() -> None:
+async def test_an_unused_pool_stops_at_once() -> None:
     assert await Pool().stop() == DrainReport(0, (), 0.0)
     async with started(Pool(clock=FakeClock())) as pool:
         assert await pool.stop() == DrainReport(0, (), 0.0)
@@ -61,14 +52,14 @@ async def test_a_pool_that_was_opened_and_never_started_stops_at_once_and_its_ta
     result = pool.enqueue(named("a", nothing))
     report = await pool.stop()
     assert unfinished(report) == [("a", "READY", "LOST", 0.0, False)]
-    assert (result.status, pool.statistics().places_taken) == (TaskStatus.LOST, 0)
+    assert (result.status, pool.statistics().slots_taken) == (TaskStatus.LOST, 0)
 
 
-async def test_what_is_there_is_worked_off_up_to_drain_timeout() -> None:
+async def test_accepted_runs_are_finished_up_to_drain_timeout() -> None:
     clock, go = FakeClock(), asyncio.Event()
     async with started(Pool(workers=1, clock=clock)) as pool:
         results: list[TaskResult[Any]] = [pool.enqueue(named("a", go.wait)), pool.enqueue(named("b", nothing))]
-        results.append(pool.enqueue(named("c", nothing).using(delay=29)))
+        results.append(pool.enqueue(named("c", nothing, delay=29)))
         stop = asyncio.create_task(pool.stop())
         await turn()
         assert pool.is_draining
@@ -134,7 +125,7 @@ async def test_coroutines_that_still_run_are_cancelled_and_awaited(caplog: pytes
     ]
 
 
-async def test_what_ends_well_while_it_is_cancelled_has_finished() -> None:
+async def test_a_coroutine_that_returns_when_it_is_cancelled_has_finished() -> None:
     clock, begun = FakeClock(), asyncio.Event()
 
     async def finishes_quickly() -> str:
@@ -155,7 +146,8 @@ async def test_what_ends_well_while_it_is_cancelled_has_finished() -> None:
     assert (report.finished, report.unfinished, result.return_value) == (1, (), "just in time")
 
 
-async def test_a_stuck_thread_is_named_and_does_not_hold_the_stop() -> None:
+async def test_a_thread_that_does_not_return_is_named_and_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minibg.background.worker.CANCEL_SECONDS", 0.0)
     clock, go = FakeClock(), threading.Event()
     async with started(Pool(workers=1, drain_timeout=10, clock=clock)) as pool:
         result = pool.enqueue(named("stuck", go.wait))
@@ -166,13 +158,13 @@ async def test_a_stuck_thread_is_named_and_does_not_hold_the_stop() -> None:
         report = await stop
         go.set()
     assert unfinished(report) == [("stuck", "RUNNING", "LOST", 10.0, True)]
-    assert str(report.unfinished[0]).endswith("was RUNNING: LOST, its thread is still at work")
+    assert str(report.unfinished[0]).endswith("was RUNNING: LOST, its attempt goes on and is left behind")
 
 
-async def test_a_coroutine_that_swallows_every_cancellation_does_not_hold_the_stop(
+async def test_a_coroutine_that_swallows_its_cancellation_is_named_and_left_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("minibg.background.pool.GRACE", 0.0)
+    monkeypatch.setattr("minibg.background.worker.CANCEL_SECONDS", 0.0)
     clock, go, begun, swallowed = FakeClock(), asyncio.Event(), asyncio.Event(), []
 
     async def stubborn() -> None:
@@ -192,14 +184,14 @@ async def test_a_coroutine_that_swallows_every_cancellation_does_not_hold_the_st
         await turn()
         clock.advance(5)
         report = await stop
-        assert (unfinished(report), len(swallowed)) == ([("stubborn", "RUNNING", "LOST", 15.0, False)], 2)
+        assert (unfinished(report), len(swallowed)) == ([("stubborn", "RUNNING", "LOST", 15.0, True)], 1)
         worker = next(task for task in asyncio.all_tasks() if task.get_name() == "minibg-worker-1")
         go.set()
         await asyncio.wait([worker])
     assert (result.status, pool.statistics().overrunning_threads) == (TaskStatus.LOST, 0)
 
 
-async def test_phases_each_of_which_can_be_cut_short_by_hurry() -> None:
+async def test_each_phase_can_be_ended_early_by_hurry() -> None:
     clock, begun = FakeClock(), asyncio.Event()
 
     async def slow() -> None:
@@ -218,10 +210,10 @@ async def test_phases_each_of_which_can_be_cut_short_by_hurry() -> None:
     assert (unfinished(report), report.seconds) == ([("slow", "RUNNING", "LOST", 0.0, False)], 0.0)
 
 
-async def test_nothing_is_waited_for_that_is_due_after_that() -> None:
+async def test_a_run_that_is_due_after_the_deadline_is_not_waited_for() -> None:
     clock = FakeClock()
     async with started(Pool(drain_timeout=30, clock=clock)) as pool:
-        pool.enqueue(named("late", nothing).using(delay=30.1))
+        pool.enqueue(named("late", nothing, delay=30.1))
         report = await pool.stop()
     assert unfinished(report) == [("late", "WAITING", "LOST", 0.0, False)]
     assert report.seconds == 0.0
@@ -259,7 +251,7 @@ async def test_a_retry_due_in_time_is_waited_for() -> None:
     assert (result.status, result.attempts) == (TaskStatus.FAILED, 2)
 
 
-async def test_when_an_abandoned_run_is_cancelled_its_siblings_and_all_others_are_waited_for() -> None:
+async def test_when_a_run_beyond_the_deadline_is_cancelled_its_siblings_are_waited_for() -> None:
     clock, go = FakeClock(), asyncio.Event()
     async with started(Pool(workers=2, clock=clock, random=lambda: 1.0)) as pool:
         hold = BackgroundTasks(pool)
@@ -279,13 +271,13 @@ async def test_when_an_abandoned_run_is_cancelled_its_siblings_and_all_others_ar
     assert (report.finished, report.unfinished, other.status) == (3, (), TaskStatus.SUCCESSFUL)
 
 
-async def test_what_a_task_adds_while_the_pool_drains_runs_too() -> None:
+async def test_a_task_that_is_added_during_phase_1_runs_too() -> None:
     async def adds(pool: Pool, hold: BackgroundTasks) -> None:
         while not pool.is_draining:
             await asyncio.sleep(0)
         pool.enqueue(named("enqueued", nothing))
         hold.add_task(named("added", nothing))
-        pool.enqueue(named("too late", nothing).using(delay=100))
+        pool.enqueue(named("too late", nothing, delay=100))
 
     async with started(Pool(clock=FakeClock())) as pool:
         follower, hold = pool.follow(), BackgroundTasks(pool)
@@ -297,7 +289,7 @@ async def test_what_a_task_adds_while_the_pool_drains_runs_too() -> None:
     assert sorted(done) == ["added", "adds", "enqueued"]
 
 
-async def test_what_a_cancelled_task_adds_in_its_cleanup_is_refused() -> None:
+async def test_a_task_that_is_added_in_the_clean_up_of_phase_2_is_refused() -> None:
     clock, begun, refused = FakeClock(), asyncio.Event(), []
 
     async def adds_in_its_cleanup(pool: Pool) -> None:
@@ -320,7 +312,7 @@ async def test_what_a_cancelled_task_adds_in_its_cleanup_is_refused() -> None:
     assert refused == [True]
 
 
-async def test_no_attempt_is_begun_once_the_waiting_is_over() -> None:
+async def test_no_attempt_begins_after_phase_1() -> None:
     clock, begun = FakeClock(), asyncio.Event()
 
     async def slow() -> None:
@@ -355,7 +347,7 @@ async def test_a_response_that_leaves_after_the_stop_finds_its_tasks_lost() -> N
     assert result.status is TaskStatus.LOST
 
 
-async def test_stop_twice_gives_one_report() -> None:
+async def test_two_calls_of_stop_return_one_report() -> None:
     async with started(Pool(clock=FakeClock())) as pool:
         pool.enqueue(nothing)
         first, second = await asyncio.gather(pool.stop(), pool.stop())
@@ -363,7 +355,7 @@ async def test_stop_twice_gives_one_report() -> None:
         assert await pool.stop() is first
 
 
-async def test_who_waits_for_a_stop_may_be_cancelled_and_the_stop_goes_on() -> None:
+async def test_a_caller_of_stop_may_be_cancelled_and_the_stop_goes_on() -> None:
     go = asyncio.Event()
     async with started(Pool(clock=FakeClock())) as pool:
         pool.enqueue(go.wait)
@@ -376,13 +368,13 @@ async def test_who_waits_for_a_stop_may_be_cancelled_and_the_stop_goes_on() -> N
         assert (await pool.stop()).finished == 1
 
 
-async def test_the_log_says_what_a_stop_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_names_the_runs_that_a_stop_waits_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "minibg.background")
     clock, go = FakeClock(), asyncio.Event()
     async with started(Pool(workers=1, clock=clock)) as pool:
         result = pool.enqueue(named("a", go.wait))
         pool.enqueue(named("b", nothing))
-        pool.enqueue(named("late", nothing).using(delay=100))
+        pool.enqueue(named("late", nothing, delay=100))
         await reached(pool, result, TaskStatus.RUNNING)
         clock.advance(2)
         stop = asyncio.create_task(pool.stop())
@@ -406,13 +398,15 @@ async def test_one_task_is_not_called_tasks(caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages[0] == "waiting up to 30 s for 1 task: 1 held, 0 ready, 0 running, 0 waiting"
 
 
-async def test_one_line_per_run_that_did_not_finish_and_a_summary(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_report_has_one_line_for_each_run_that_did_not_finish_and_a_summary(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = FakeClock()
     async with started(Pool(workers=1, drain_timeout=1, clock=clock)) as pool:
         await pool.enqueue(named("finished", nothing)).wait()
         clock.advance(2)
         held = BackgroundTasks(pool, "GET /a").add_task(named("held", nothing))
-        late = pool.enqueue(named("late", nothing).using(delay=60))
+        late = pool.enqueue(named("late", nothing, delay=60))
         clock.advance(3)
         stop = asyncio.create_task(pool.stop())
         await turn()

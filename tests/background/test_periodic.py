@@ -1,4 +1,4 @@
-"""Tasks on a schedule: no overlap, the schedule is kept, what is missed is counted."""
+"""Tasks on a schedule: runs do not overlap, the schedule is kept, missed moments are counted."""
 
 import asyncio
 import logging
@@ -7,10 +7,7 @@ import pytest
 
 from minibg.background import BackgroundTasks, Pool, TaskStatus
 from tests.background.fake_clock import START, FakeClock
-from tests.background.recording import named, reached
-
-
-async def nothing() -> None: ...
+from tests.background.recording import named, nothing, reached
 
 
 def seconds_since_start(clock: FakeClock) -> float:
@@ -44,7 +41,7 @@ async def test_it_can_be_added_to_a_pool_that_runs() -> None:
         assert periodic.result is not None
 
 
-async def test_no_overlap_and_a_missed_moment_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_runs_do_not_overlap_and_a_missed_moment_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     clock, go = FakeClock(), asyncio.Event()
     async with Pool(clock=clock) as pool:
         periodic = pool.every(named("a", go.wait), seconds=60)
@@ -62,7 +59,7 @@ async def test_no_overlap_and_a_missed_moment_is_counted(caplog: pytest.LogCaptu
     assert missed == ["a missed 1 of its moments: the last run has not ended"] * 2
 
 
-async def test_a_machine_that_slept_makes_nothing_up_and_stays_on_the_minute(caplog: pytest.LogCaptureFixture) -> None:
+async def test_moments_that_a_machine_slept_through_are_not_made_up_for(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     async with Pool(clock=clock) as pool:
         periodic = pool.every(named("a", nothing), seconds=60)
@@ -70,7 +67,7 @@ async def test_a_machine_that_slept_makes_nothing_up_and_stays_on_the_minute(cap
         assert periodic.result is not None
         await periodic.result.wait()
         assert (periodic.missed, clock.pending()[0]) == (2, 10.0)
-        assert caplog.messages == ["a missed 2 of its moments: the loop was late"]
+        assert caplog.messages == ["a missed 2 of its moments: the event loop was late"]
         first = periodic.result
         clock.advance(40)
         assert periodic.result is not first
@@ -122,9 +119,9 @@ async def test_a_stop_ends_the_schedule() -> None:
     assert (periodic.result, periodic.missed) == (None, 0)
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_an_interval_that_is_none_is_refused(seconds: float) -> None:
-    with pytest.raises(ValueError, match="is no schedule"):
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), 10**400])
+def test_an_interval_that_is_not_above_zero_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds= is a number of seconds, above zero"):
         Pool().every(nothing, seconds=seconds)
 
 

@@ -1,7 +1,9 @@
-"""The pool as a whole: its life, adding from everywhere, keys, cancelling, statistics."""
+"""The pool as a whole: its states, adding from any thread, cancelling, statistics."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any
@@ -11,17 +13,14 @@ import pytest
 from minibg.background import BackgroundTasks, CancelOutcome, Pool, PoolStopped, QueueFull, Retry, TaskStatus
 from minibg.background.task import Options
 from tests.background.fake_clock import START, FakeClock
-from tests.background.recording import named, reached, story
-
-
-async def nothing() -> None: ...
+from tests.background.recording import named, nothing, reached, story
 
 
 async def fails() -> None:
     raise ValueError
 
 
-# Its life.
+# --- its states ---
 
 
 async def test_a_pool_is_used_without_http() -> None:
@@ -50,7 +49,7 @@ async def test_a_pool_is_opened_once_and_started_once() -> None:
         pool.start()
     await pool.open()
     assert not pool.is_new
-    with pytest.raises(RuntimeError, match="takes tasks on"):
+    with pytest.raises(RuntimeError, match="this one accepts tasks"):
         await pool.open()
     pool.start()
     with pytest.raises(RuntimeError, match="this one runs"):
@@ -60,7 +59,7 @@ async def test_a_pool_is_opened_once_and_started_once() -> None:
         await pool.open()
 
 
-async def test_what_is_added_before_the_start_runs_at_the_start() -> None:
+async def test_a_task_that_is_added_before_the_start_runs_at_the_start() -> None:
     pool = Pool()
     await pool.open()
     result = pool.enqueue(nothing)
@@ -70,7 +69,7 @@ async def test_what_is_added_before_the_start_runs_at_the_start() -> None:
     await pool.stop()
 
 
-async def test_a_stopped_pool_takes_nothing_on() -> None:
+async def test_a_stopped_pool_accepts_no_task() -> None:
     async with Pool() as pool:
         hold = BackgroundTasks(pool)
     with pytest.raises(PoolStopped) as caught:
@@ -83,13 +82,11 @@ async def test_a_stopped_pool_takes_nothing_on() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "workers=0"),
-        ({"queue_limit": 0}, "queue_limit=0"),
-        ({"overflow": "drop"}, "overflow="),
-        ({"overflow_timeout": -1}, "overflow_timeout=-1"),
-        ({"drain_timeout": -1}, "drain_timeout=-1"),
-        ({"keep_finished": -1}, "keep_finished=-1"),
-        ({"keep_for": -1}, "keep_for=-1"),
+        ({"workers": 0}, "workers= is"),
+        ({"queue_limit": 0}, "queue_limit= is"),
+        ({"drain_timeout": -1}, "drain_timeout= is"),
+        ({"keep_finished": -1}, "keep_finished= is"),
+        ({"keep_for": -1}, "keep_for= is"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options: dict[str, Any], message: str) -> None:
@@ -97,7 +94,7 @@ def test_options_that_make_no_sense_are_named(options: dict[str, Any], message: 
         Pool(**options)
 
 
-# Adding.
+# --- adding ---
 
 
 async def test_tasks_can_be_added_read_and_cancelled_from_any_thread() -> None:
@@ -116,7 +113,7 @@ async def test_tasks_can_be_added_read_and_cancelled_from_any_thread() -> None:
         assert (await added.wait()).status is TaskStatus.SUCCESSFUL
 
 
-async def test_what_adding_raises_is_raised_in_the_thread_that_adds() -> None:
+async def test_a_refusal_is_raised_in_the_thread_that_adds() -> None:
     async with Pool(queue_limit=1) as pool:
         BackgroundTasks(pool).add_task(held := named("held", nothing))
         with pytest.raises(QueueFull):
@@ -144,14 +141,14 @@ async def test_options_never_share_a_namespace_with_the_functions_arguments() ->
     assert [result.return_value for result in results] == [((1,), words)] * 3
 
 
-# Delay.
+# --- delays ---
 
 
 async def test_run_at_is_a_moment_of_the_wall_clock() -> None:
     clock = FakeClock()
     async with Pool(clock=clock) as pool:
-        result = pool.enqueue(named("a", nothing).using(run_at=START + timedelta(hours=1)))
-        past = pool.enqueue(named("b", nothing).using(run_at=START - timedelta(hours=1)))
+        result = pool.enqueue(named("a", nothing, run_at=START + timedelta(hours=1)))
+        past = pool.enqueue(named("b", nothing, run_at=START - timedelta(hours=1)))
         clock.advance(0)
         await past.wait()
         clock.advance(3599)
@@ -170,47 +167,10 @@ async def test_a_delay_of_zero_leaves_the_batch_too() -> None:
         await result.wait()
 
 
-# Keys.
+# --- cancel ---
 
 
-async def test_a_key_has_at_most_one_unfinished_run_of_its_task() -> None:
-    go = asyncio.Event()
-    async with Pool(workers=2) as pool:
-        refresh = named("refresh", go.wait, key="cache")
-        first = pool.enqueue(refresh)
-        assert pool.enqueue(refresh) is first
-        await reached(pool, first, TaskStatus.RUNNING)
-        assert pool.enqueue(refresh) is first
-        other = pool.enqueue(named("other", nothing, key="cache"))
-        assert other.id != first.id
-        go.set()
-        await first.wait()
-        second = pool.enqueue(refresh)
-        assert second is not first
-    assert (second.status, pool.statistics().by_status[TaskStatus.SUCCESSFUL]) == (TaskStatus.SUCCESSFUL, 3)
-
-
-async def test_a_key_is_free_after_a_cancellation_and_after_a_refusal() -> None:
-    async with Pool(queue_limit=1) as pool:
-        keyed = named("keyed", nothing, key="k")
-        hold = BackgroundTasks(pool)
-        first = hold.add_task(keyed)
-        pool.cancel(first.id)
-        second = hold.add_task(keyed)
-        assert second is not first
-        hold.drop()
-        filler = BackgroundTasks(pool)
-        filler.add_task(nothing)
-        with pytest.raises(QueueFull):
-            hold.add_task(keyed)
-        filler.drop()
-        assert (await pool.enqueue(keyed).wait()).status is TaskStatus.SUCCESSFUL
-
-
-# Cancel.
-
-
-async def test_in_each_status_cancel_has_its_honest_answer() -> None:
+async def test_in_each_status_cancel_does_what_it_answers() -> None:
     clock, go, thread_go = FakeClock(), asyncio.Event(), threading.Event()
     async with Pool(workers=2, clock=clock) as pool:
         hold = BackgroundTasks(pool)
@@ -242,8 +202,8 @@ async def test_in_each_status_cancel_has_its_honest_answer() -> None:
             TaskStatus.CANCELLED,
         ]
         assert [pool.cancel(each.id) for each in (held, in_thread)] == [CancelOutcome.FINISHED] * 2
-        assert pool.cancel("never heard of") is CancelOutcome.UNKNOWN
-        assert pool.statistics().places_taken == 0
+        assert pool.cancel("unknown") is CancelOutcome.UNKNOWN
+        assert pool.statistics().slots_taken == 0
 
 
 async def test_a_running_coroutine_that_swallows_its_cancellation_goes_on() -> None:
@@ -276,10 +236,10 @@ async def test_when_a_run_that_waits_for_its_retry_is_cancelled_its_siblings_go_
         assert pool.cancel(first.id) is CancelOutcome.CANCELLED
         await second.wait()
         assert (first.status, second.status) == (TaskStatus.CANCELLED, TaskStatus.SUCCESSFUL)
-        assert clock.pending() == [10.0]  # The look for long runs.
+        assert clock.pending() == [10.0]  # The timer that looks for long runs.
 
 
-async def test_a_cancelled_sibling_in_line_is_skipped() -> None:
+async def test_a_cancelled_sibling_is_skipped() -> None:
     async with Pool(workers=1) as pool:
         follower = pool.follow()
         hold = BackgroundTasks(pool)
@@ -305,7 +265,7 @@ async def test_a_run_that_waits_behind_a_retry_can_be_cancelled() -> None:
     assert (first.status, second.status) == (TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
-# Statistics.
+# --- statistics ---
 
 
 async def test_statistics_count_everything_at_one_moment() -> None:
@@ -321,7 +281,7 @@ async def test_statistics_count_everything_at_one_moment() -> None:
         pool.enqueue(named("later", nothing).using(delay=60))
         now = pool.statistics()
         assert (now.held, now.ready, now.waiting, now.running) == (1, 2, 1, 1)
-        assert (now.oldest_ready, now.workers, now.places_taken, now.queue_limit) == (3.0, 1, 4, 10)
+        assert (now.oldest_ready, now.workers, now.slots_taken, now.queue_limit) == (3.0, 1, 4, 10)
         assert sum(now.by_status.values()) == 5
         now.by_status.clear()
         go.set()
@@ -329,7 +289,7 @@ async def test_statistics_count_everything_at_one_moment() -> None:
         clock.advance(60)
         await pool.idle()
         then = pool.statistics()
-        assert (then.held, then.ready, then.waiting, then.running, then.places_taken) == (0, 0, 0, 0, 0)
+        assert (then.held, then.ready, then.waiting, then.running, then.slots_taken) == (0, 0, 0, 0, 0)
         assert (then.oldest_ready, then.by_status[TaskStatus.SUCCESSFUL]) == (None, 5)
 
 
@@ -337,10 +297,7 @@ def test_a_new_pool_has_statistics() -> None:
     assert (Pool().statistics().running, Pool().statistics().overrunning_threads) == (0, 0)
 
 
-async def test_what_a_run_was_called_with_is_let_go_when_it_ends() -> None:
-    import gc
-    import weakref
-
+async def test_the_arguments_of_a_run_are_forgotten_when_it_ends() -> None:
     class Argument: ...
 
     async with Pool() as pool:

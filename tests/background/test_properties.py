@@ -1,4 +1,4 @@
-"""What holds for any list of events, and for any schedule of failures, delays and cancels."""
+"""Properties of any list of events, and of any schedule of failures, delays and cancellations."""
 
 import asyncio
 from collections import defaultdict
@@ -21,39 +21,36 @@ from minibg.background import (
     TaskStatus,
     Transition,
 )
-from minibg.background.journal import Journal
-from minibg.background.run import RandomBits, Run
+from minibg.background.kept import InMemory
+from minibg.background.ledger import Ledger
+from minibg.background.run import Run
 from tests.background.fake_clock import FakeClock
-from tests.background.recording import named
-
-
-async def nothing() -> None: ...
+from tests.background.recording import a_run, named
 
 
 @given(st.lists(st.sampled_from(Event)))
 def test_any_list_of_events_stays_in_the_table_or_is_an_illegal_transition(events: list[Event]) -> None:
     clock = FakeClock()
-    journal = Journal(clock, keep_finished=1, keep_for=1)
-    run = Run.of(nothing, (), {}, "", clock, RandomBits())
-    journal.add(run)
+    ledger, run = Ledger(clock, keep_finished=1, keep_for=1, journal=InMemory()), a_run(clock)
+    ledger.add(run)
     for event in events:
         before = run.result.status
         try:
-            journal.note(run, event)
+            ledger.note(run, event)
         except IllegalTransition:
             assert event not in TRANSITIONS[before]
             assert run.result.status is before
         else:
             assert run.result.status is TRANSITIONS[before][event]
-        assert sum(journal.by_status.values()) == 1
-        assert journal.by_status[run.result.status] == 1
-        assert (run.result.id in journal.unfinished) is not run.result.is_finished
+        assert sum(ledger.by_status.values()) == 1
+        assert ledger.by_status[run.result.status] == 1
+        assert (run.result.id in ledger.unfinished) is not run.result.is_finished
         assert (run.result.finished_at is not None) is run.result.is_finished
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one task does: fails so many times, is delayed, has a key; and a second in which somebody cancels it."""
+    """What one task does: fails so many times, is delayed, has a key; and a second in which it is cancelled."""
 
     failures: int
     attempts: int
@@ -97,9 +94,9 @@ def doing(plan: Plan) -> Callable[[], Coroutine[Any, Any, None]]:
 
 
 def watch(pool: Pool) -> list[int]:
-    """Count the pool after every single transition. Gives the sums that differed from the number of runs added."""
-    journal: Any = pool._journal
-    note, add, added, wrong = journal.note, journal.add, list[Run](), list[int]()
+    """Count the pool after every single transition. Return the sums that differed from the number of runs added."""
+    ledger: Any = pool._ledger
+    note, add, added, wrong = ledger.note, ledger.add, list[Run](), list[int]()
 
     def look() -> None:
         now = pool.statistics()
@@ -118,20 +115,20 @@ def watch(pool: Pool) -> list[int]:
         note(*args, **kwargs)
         look()
 
-    journal.note, journal.add = watched_note, watched_add
+    ledger.note, ledger.add = watched_note, watched_add
     return wrong
 
 
 async def run_all(
     pool: Pool, clock: FakeClock, schedule: list[tuple[str, list[Plan]]]
 ) -> tuple[Batches, list[Transition], int]:
-    """Play a schedule, twelve seconds of it, and stop. The results by response, and all that was heard."""
-    heard: list[Transition] = []
+    """Play a schedule, twelve seconds of it, and stop. Return the results by response, and the transitions."""
+    read: list[Transition] = []
     refused, batches, cancels = 0, [], defaultdict(list)
 
     async def listen() -> None:
         async for transition in follower:
-            heard.append(transition)
+            read.append(transition)
 
     async with pool:
         follower = pool.follow()
@@ -166,7 +163,7 @@ async def run_all(
             await asyncio.sleep(0)
             clock.advance(1)
     await listening
-    return batches, heard, refused
+    return batches, read, refused
 
 
 @settings(max_examples=50, deadline=None)
@@ -176,11 +173,11 @@ def test_for_any_schedule_the_order_holds_each_run_ends_once_and_the_counts_add_
 ) -> None:
     clock = FakeClock()
     pool = Pool(workers=workers, queue_limit=limit, clock=clock, random=lambda: chance)
-    batches, heard, refused = asyncio.run(run_all(pool, clock, schedule))
+    batches, read, refused = asyncio.run(run_all(pool, clock, schedule))
 
     # Each run that was added ends in exactly one final status, by a way that the table knows.
     ways: dict[str, list[Transition]] = defaultdict(list)
-    for transition in heard:
+    for transition in read:
         ways[transition.id].append(transition)
     for way in ways.values():
         assert [each.event for each in way].count(Event.ADD) == 1
@@ -191,31 +188,33 @@ def test_for_any_schedule_the_order_holds_each_run_ends_once_and_the_counts_add_
     # The counts add up.
     results = {result.id: result for batch in batches for result in batch}
     wanted = sum(len(tasks) for _, tasks in schedule)
-    twins = sum(len(batch) for batch in batches) - len(results)
-    assert len(ways) == len(results) == wanted - refused - twins
+    shared = sum(len(batch) for batch in batches) - len(results)
+    assert len(ways) == len(results) == wanted - refused - shared
     counts = pool.statistics()
     assert sum(counts.by_status.values()) == len(results)
-    assert (counts.held, counts.ready, counts.waiting, counts.running, counts.places_taken) == (0, 0, 0, 0, 0)
+    assert (counts.held, counts.ready, counts.waiting, counts.running, counts.slots_taken) == (0, 0, 0, 0, 0)
 
     # Within a response no run starts before the one before it has ended, unless that has a delay of its own.
-    ended = {way[0].id: heard.index(way[-1]) for way in ways.values()}
+    ended = {way[0].id: read.index(way[-1]) for way in ways.values()}
     started = {
-        id: heard.index(way_[0]) for id, way in ways.items() if (way_ := [e for e in way if e.event is Event.START])
+        id: read.index(way_[0]) for id, way in ways.items() if (way_ := [e for e in way if e.event is Event.START])
     }
     for batch, (_, tasks) in zip(batches, schedule, strict=True):
-        in_line = [
+        one_after_another = [
             result
             for result in dict.fromkeys(batch)  # A key may be added twice in one response.
             if result.id in started
             and not any(each.event is Event.DEFER for each in ways[result.id])
             and sum(result in other for other in batches) == 1
         ]
-        assert all(ended[one.id] < started[two.id] for one, two in zip(in_line, in_line[1:], strict=False))
+        assert all(
+            ended[one.id] < started[two.id] for one, two in zip(one_after_another, one_after_another[1:], strict=False)
+        )
         assert len(batch) <= len(tasks)
 
     # Never more at once than there are workers.
     running = most = 0
-    for transition in heard:
+    for transition in read:
         running += (transition.after is TaskStatus.RUNNING) - (transition.before is TaskStatus.RUNNING)
         most = max(most, running)
     assert most <= workers
@@ -226,7 +225,7 @@ def test_for_any_schedule_the_order_holds_each_run_ends_once_and_the_counts_add_
 def test_every_run_that_was_added_is_counted_in_exactly_one_status_at_every_moment(
     schedule: list[tuple[str, list[Plan]]], workers: int, limit: int, chance: float
 ) -> None:
-    """held + ready + waiting + running + finished is what was added, and no more wait than there are places."""
+    """held + ready + waiting + running + finished is what was added, and no more are held, ready or waiting than there are slots."""
     clock = FakeClock()
     pool = Pool(workers=workers, queue_limit=limit, clock=clock, random=lambda: chance)
     wrong = watch(pool)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from minibg.background import Pool, Retry, Task, task
-from minibg.background.task import TASKS, Kind, as_task, has_own_name, kind_of, name_of
+from minibg.background import BackgroundTasks, Pool, Retry, Task, task
+from minibg.background.task import TASKS, CallKind, as_task, has_own_name, kind_of, name_of
 
 
 def plain(address: str) -> str:
@@ -64,28 +64,28 @@ class GeneratorCallable:
 @pytest.mark.parametrize(
     ("function", "kind"),
     [
-        (plain, Kind.PLAIN),
-        (coroutine, Kind.COROUTINE),
-        (functools.partial(plain, "a"), Kind.PLAIN),
-        (functools.partial(coroutine, "a"), Kind.COROUTINE),
-        (functools.partial(functools.partial(coroutine), "a"), Kind.COROUTINE),
-        (Mailer().send, Kind.PLAIN),
-        (Mailer().send_async, Kind.COROUTINE),
-        (Mailer.static, Kind.COROUTINE),
-        (Mailer.of_class, Kind.COROUTINE),
-        (PlainCallable(), Kind.PLAIN),
-        (AsyncCallable(), Kind.COROUTINE),
-        (functools.partial(AsyncCallable()), Kind.COROUTINE),
-        (lambda: coroutine("a"), Kind.PLAIN),
-        (print, Kind.PLAIN),
-        (dict, Kind.PLAIN),
-        (Mailer, Kind.PLAIN),
-        (task(coroutine), Kind.COROUTINE),
-        (task(plain).using(timeout=1), Kind.PLAIN),
-        (functools.partial(task(coroutine), "a"), Kind.COROUTINE),
+        (plain, CallKind.PLAIN),
+        (coroutine, CallKind.COROUTINE),
+        (functools.partial(plain, "a"), CallKind.PLAIN),
+        (functools.partial(coroutine, "a"), CallKind.COROUTINE),
+        (functools.partial(functools.partial(coroutine), "a"), CallKind.COROUTINE),
+        (Mailer().send, CallKind.PLAIN),
+        (Mailer().send_async, CallKind.COROUTINE),
+        (Mailer.static, CallKind.COROUTINE),
+        (Mailer.of_class, CallKind.COROUTINE),
+        (PlainCallable(), CallKind.PLAIN),
+        (AsyncCallable(), CallKind.COROUTINE),
+        (functools.partial(AsyncCallable()), CallKind.COROUTINE),
+        (lambda: coroutine("a"), CallKind.PLAIN),
+        (print, CallKind.PLAIN),
+        (dict, CallKind.PLAIN),
+        (Mailer, CallKind.PLAIN),
+        (task(coroutine), CallKind.COROUTINE),
+        (task(plain).using(timeout=1), CallKind.PLAIN),
+        (functools.partial(task(coroutine), "a"), CallKind.COROUTINE),
     ],
 )
-def test_how_a_callable_is_called(function: Any, kind: Kind) -> None:
+def test_where_a_callable_is_called(function: Any, kind: CallKind) -> None:
     assert kind_of(function) is kind
 
 
@@ -105,22 +105,20 @@ def test_a_generator_function_is_refused(function: Any) -> None:
 
 
 @pytest.mark.parametrize("thing", [None, 3, "send", ["send"]])
-def test_what_cannot_be_called_is_refused_with_its_name(thing: Any) -> None:
+def test_an_object_that_cannot_be_called_is_refused_with_its_name(thing: Any) -> None:
     with pytest.raises(TypeError, match=f"not {re.escape(repr(thing))}"):
         kind_of(thing)
 
 
 @pytest.mark.parametrize("culprit", [lambda: coroutine("a"), lambda: generator, lambda: async_generator, lambda: None])
-async def test_what_can_never_run_is_refused_in_the_handler(culprit: Any) -> None:
-    from minibg.background import BackgroundTasks
-
+async def test_a_callable_that_can_never_run_is_refused_in_the_handler(culprit: Any) -> None:
     async with Pool() as pool:
         hold = BackgroundTasks(pool)
         with pytest.raises(TypeError):
             pool.enqueue(culprit())
         with pytest.raises(TypeError):
             hold.add_task(culprit())
-        assert (len(hold), pool.statistics().places_taken) == (0, 0)
+        assert (len(hold), pool.statistics().slots_taken) == (0, 0)
 
 
 def test_a_decorated_function_is_still_called_as_a_function() -> None:
@@ -129,7 +127,7 @@ def test_a_decorated_function_is_still_called_as_a_function() -> None:
     assert (shout.__name__, shout.__doc__, shout.__wrapped__) == ("plain", "Send.", plain)  # type: ignore[attr-defined]
 
 
-def test_options_are_set_on_the_function_or_by_using_which_gives_a_copy() -> None:
+def test_options_are_set_on_the_function_or_by_using_which_returns_a_copy() -> None:
     made = task(plain)
     copy = made.using(timeout=3, priority="high").using(delay=60)
     assert (copy.function, copy.name) == (made.function, made.name)
@@ -179,34 +177,25 @@ def test_only_functions_with_a_name_of_their_own_are_entered() -> None:
 
 
 def test_a_named_task_is_entered_and_so_are_its_copies() -> None:
-    try:
-        made = task(name="test_task.entered")(plain)
-        assert TASKS["test_task.entered"] is made
-        made.using(timeout=1)
-        assert TASKS["test_task.entered"] is made
-    finally:
-        del TASKS["test_task.entered"]
+    made = task(name="test_task.entered")(plain)
+    assert TASKS["test_task.entered"] is made
+    made.using(timeout=1)
+    assert TASKS["test_task.entered"] is made
 
 
 def test_two_functions_cannot_have_one_name() -> None:
-    try:
-        task(name="test_task.twice")(plain)
-        with pytest.raises(
-            ValueError, match=r"two functions want the task name 'test_task.twice': .*plain and .*coroutine"
-        ):
-            task(name="test_task.twice")(coroutine)
-    finally:
-        del TASKS["test_task.twice"]
+    task(name="test_task.twice")(plain)
+    with pytest.raises(
+        ValueError, match=r"two functions have the task name 'test_task.twice': .*plain and .*coroutine"
+    ):
+        task(name="test_task.twice")(coroutine)
 
 
-def test_the_last_decoration_with_own_words_holds_the_name() -> None:
-    try:
-        first = task(name="test_task.again")(plain)
-        second = task(name="test_task.again", timeout=1)(plain)
-        assert TASKS["test_task.again"] is second
-        assert first is not second
-    finally:
-        del TASKS["test_task.again"]
+def test_the_last_decoration_with_own_options_has_the_name() -> None:
+    first = task(name="test_task.again")(plain)
+    second = task(name="test_task.again", timeout=1)(plain)
+    assert TASKS["test_task.again"] is second
+    assert first is not second
 
 
 def test_a_decoration_in_passing_does_not_take_the_name_from_the_first() -> None:
@@ -216,7 +205,7 @@ def test_a_decoration_in_passing_does_not_take_the_name_from_the_first() -> None
     assert TASKS[first.name] is first
 
 
-def test_what_cannot_be_a_task_is_refused_when_it_is_decorated() -> None:
+def test_a_function_that_cannot_be_a_task_is_refused_when_it_is_decorated() -> None:
     with pytest.raises(TypeError, match="generator function"):
         task(generator)
 

@@ -1,4 +1,4 @@
-"""What mypy says about a program that uses the queue: wrong arguments are errors, and results have their types."""
+"""The types of the queue, as mypy sees a program that uses it: wrong arguments are errors, and results have their types."""
 
 import re
 from pathlib import Path
@@ -28,6 +28,9 @@ async def right(pool: Pool, tasks: BackgroundTasks) -> None:
     reveal_type(pool.enqueue(task(plain).using(priority="high"), "a"))
     reveal_type(pool.enqueue(partial(coroutine, "a")))
     reveal_type((await pool.enqueue(plain, "a").wait()).return_value)
+    reveal_type((await pool.enqueue(coroutine, "a")).return_value)
+    reveal_type(await pool.aenqueue(coroutine, "a"))
+    reveal_type(await pool.aenqueue(decorated, "a"))
     reveal_type(decorated("a"))
     reveal_type(await decorated_async("a"))
 
@@ -39,6 +42,7 @@ def wrong(pool: Pool, tasks: BackgroundTasks) -> None:
     pool.enqueue(decorated_async, "a", "b")
     pool.enqueue(coroutine("a"))
     pool.enqueue(3)
+    pool.aenqueue(plain, 1)
     decorated.using(retries=3)
     decorated.using(priority="urgent")
     task(delay=3)
@@ -53,6 +57,9 @@ RIGHT = [
     "TaskResult[int]",
     "TaskResult[bytes]",
     "int | None",
+    "bytes | None",
+    "TaskResult[bytes]",
+    "TaskResult[int]",
     "int",
     "bytes",
 ]
@@ -61,9 +68,9 @@ RIGHT = [
 def test_mypy_refuses_a_wrong_argument_and_knows_the_results(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    said, _, _ = api.run(["--strict", "--no-error-summary", "--disable-error-code=empty-body", str(program)])
-    revealed = re.findall(r'Revealed type is "(.*)"', said)
+    output, _, _ = api.run(["--strict", "--no-error-summary", "--disable-error-code=empty-body", str(program)])
+    revealed = re.findall(r'Revealed type is "(.*)"', output)
     assert [each.replace("minibg.background.result.", "").replace("builtins.", "") for each in revealed] == RIGHT
     first_wrong = PROGRAM[: PROGRAM.index("def wrong")].count("\n") + 2
-    wrong_lines = {int(line) for line in re.findall(r":(\d+): error:", said)}
-    assert wrong_lines == set(range(first_wrong, first_wrong + 9)), said
+    wrong_lines = {int(line) for line in re.findall(r"program.py:(\d+): error:", output)}
+    assert wrong_lines == set(range(first_wrong, first_wrong + 10)), output

@@ -1,4 +1,4 @@
-"""The watchdog names the coroutine task that holds the loop, with the line it stands on."""
+"""The watchdog names the coroutine task that blocks the event loop, with its stack."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from tests.background.recording import named
 
 
 class Heard(logging.Handler):
-    """Sets an event at each warning: the watchdog's thread writes while the loop is held."""
+    """Sets an event at each warning: the watchdog logs from its thread while the event loop is blocked."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -34,21 +34,21 @@ def heard() -> Iterator[Heard]:
     logger.removeHandler(handler)
 
 
-async def test_a_warning_with_its_name_and_the_stack_it_stands_on_once_per_hold(heard: Heard) -> None:
+async def test_a_task_that_blocks_the_event_loop_is_named_with_its_stack_once(heard: Heard) -> None:
     async def blocks() -> bool:
-        said = heard.event.wait(5)  # The line it stands on.
-        time.sleep(0.06)  # Two more looks at the same hold.
-        return said
+        warned = heard.event.wait(5)  # The innermost line of the stack.
+        time.sleep(0.06)  # Two more samples of the same block.
+        return warned
 
     async with Pool() as pool:
         result = await pool.enqueue(named("blocks", blocks)).wait()
     assert result.return_value is True
     assert len(heard.messages) == 1
-    assert heard.messages[0].startswith(f"blocks {result.id} holds the loop for over 0.1 s:\n")
-    assert "said = heard.event.wait(5)  # The line it stands on." in heard.messages[0]
+    assert heard.messages[0].startswith(f"blocks {result.id} blocks the event loop for over 0.1 s:\n")
+    assert "warned = heard.event.wait(5)  # The innermost line of the stack." in heard.messages[0]
 
 
-async def test_each_hold_is_named(heard: Heard) -> None:
+async def test_each_block_is_named(heard: Heard) -> None:
     async def blocks_twice() -> None:
         for _ in range(2):
             heard.event.wait(5)
@@ -67,13 +67,13 @@ async def test_a_blocking_thread_and_a_handler_are_not_named(heard: Heard) -> No
     async with Pool() as pool:
         result = pool.enqueue(go.wait)
         await asyncio.sleep(0)
-        time.sleep(0.2)  # This test is the handler: it holds the loop, and it is no task of the pool.
+        time.sleep(0.2)  # As a handler does: it blocks the event loop, and is no task of the pool.
         go.set()
         await result.wait()
     assert heard.messages == []
 
 
-async def test_it_costs_nothing_while_none_does() -> None:
+async def test_there_is_no_timer_while_no_task_runs() -> None:
     async with Pool() as pool:
         await pool.enqueue(print, end="").wait()
         [watchdog] = [thread for thread in threading.enumerate() if thread.name == "minibg-watchdog"]
@@ -93,8 +93,8 @@ async def test_a_pool_that_runs_nothing_has_no_watchdog() -> None:
         assert "minibg-watchdog" not in [thread.name for thread in threading.enumerate()]
 
 
-async def test_many_short_tasks_in_one_turn_of_the_loop_are_not_named(heard: Heard) -> None:
-    """Together they hold it for 0.3 s, and none of them for long."""
+async def test_many_short_tasks_in_one_iteration_of_the_event_loop_are_not_named(heard: Heard) -> None:
+    """Together they block it for 0.3 s, and none of them for long."""
     together = asyncio.Event()
 
     async def short() -> None:

@@ -1,6 +1,7 @@
-"""The workers: order, retries, timeouts, and what they say in the log."""
+"""The workers: order, retries, timeouts, and the lines of the log."""
 
 import asyncio
+import contextvars
 import logging
 import threading
 from collections.abc import Callable, Coroutine
@@ -10,10 +11,7 @@ import pytest
 
 from minibg.background import BackgroundTasks, CancelOutcome, Pool, Retry, RetryLater, TaskResult, TaskStatus
 from tests.background.fake_clock import FakeClock
-from tests.background.recording import named, reached, story
-
-
-async def nothing() -> None: ...
+from tests.background.recording import named, nothing, reached, story
 
 
 def failing(times: int, error: BaseException | None = None) -> Callable[[], Coroutine[Any, Any, str]]:
@@ -39,7 +37,7 @@ def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
-# Order.
+# --- order ---
 
 
 async def test_the_runs_of_one_response_run_strictly_one_after_another() -> None:
@@ -61,7 +59,7 @@ async def test_the_runs_of_one_response_run_strictly_one_after_another() -> None
     ]
 
 
-async def test_the_line_is_first_in_first_out_by_release() -> None:
+async def test_batches_leave_the_queue_in_the_order_of_their_release() -> None:
     async with Pool(workers=1) as pool:
         follower = pool.follow()
         first, second = BackgroundTasks(pool), BackgroundTasks(pool)
@@ -82,7 +80,7 @@ async def test_at_most_workers_runs_are_in_progress_whatever_the_load() -> None:
         go.set()
 
 
-async def test_a_run_that_is_to_be_tried_again_frees_its_worker_its_later_siblings_wait_for_it() -> None:
+async def test_a_run_that_waits_for_its_retry_frees_its_worker_its_later_siblings_wait_for_it() -> None:
     clock = FakeClock()
     async with Pool(workers=1, clock=clock, random=lambda: 0.5) as pool:
         follower = pool.follow()
@@ -113,14 +111,14 @@ async def test_a_run_that_is_to_be_tried_again_frees_its_worker_its_later_siblin
 async def test_a_task_with_a_delay_leaves_its_batch() -> None:
     clock = FakeClock()
     async with Pool(workers=1, clock=clock) as pool:
-        delayed, after = a_response(pool, named("a", nothing).using(delay=60), named("b", nothing))
+        delayed, after = a_response(pool, named("a", nothing, delay=60), named("b", nothing))
         await after.wait()
         assert delayed.status is TaskStatus.WAITING
         clock.advance(60)
         await delayed.wait()
 
 
-async def test_a_burst_of_tiny_tasks_does_not_hold_the_loop() -> None:
+async def test_a_burst_of_tiny_tasks_does_not_block_the_event_loop() -> None:
     turns = 0
 
     async def counts_turns() -> None:
@@ -138,7 +136,7 @@ async def test_a_burst_of_tiny_tasks_does_not_hold_the_loop() -> None:
     assert turns >= 100
 
 
-# Retry.
+# --- retry ---
 
 
 async def test_the_errors_of_the_attempts_stay_in_the_task_result_the_log_has_their_tracebacks(
@@ -161,10 +159,10 @@ async def test_the_errors_of_the_attempts_stay_in_the_task_result_the_log_has_th
     ]
     who = f"a {result.id} of POST /register"
     assert messages(caplog, logging.WARNING) == [
-        f"{who} failed at attempt 1, the next is in 0.5 s",
-        f"{who} failed at attempt 2, the next is in 1.0 s",
+        f"{who}: attempt 1 failed, the next is in 0.5 s",
+        f"{who}: attempt 2 failed, the next is in 1.0 s",
     ]
-    assert messages(caplog, logging.ERROR) == [f"{who} failed at attempt 3"]
+    assert messages(caplog, logging.ERROR) == [f"{who}: FAILED after 1.500 s, attempt 3"]
     raised = [record.exc_info[1] for record in caplog.records if record.exc_info]
     assert [repr(error) for error in raised] == ["ValueError('not yet')"] * 3
     assert [error is not None and error.__traceback__ is not None for error in raised] == [True] * 3
@@ -191,7 +189,7 @@ async def test_a_task_without_a_retry_has_one_attempt() -> None:
     assert (result.status, result.attempts) == (TaskStatus.FAILED, 1)
 
 
-async def test_retry_later_sets_the_delay() -> None:
+async def test_retry_later_chooses_the_delay() -> None:
     clock = FakeClock()
     async with Pool(clock=clock) as pool:
         result = pool.enqueue(named("a", failing(1, RetryLater(after=30)), retry=Retry()))
@@ -209,8 +207,6 @@ async def test_give_up_on_ends_it_at_once() -> None:
 
 
 async def test_the_log_is_written_in_the_context_of_the_run() -> None:
-    import contextvars
-
     request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
     seen: list[str] = []
 
@@ -232,7 +228,7 @@ async def test_the_log_is_written_in_the_context_of_the_run() -> None:
         logger.removeFilter(reads)
 
 
-# Timeout.
+# --- timeout ---
 
 
 async def test_a_coroutine_over_its_timeout_is_cancelled_and_awaited() -> None:
@@ -263,7 +259,7 @@ async def test_a_coroutine_over_its_timeout_is_cancelled_and_awaited() -> None:
     assert "await asyncio.Event().wait()" in result.errors[0].traceback
 
 
-async def test_there_is_no_timeout_unless_one_is_asked_for() -> None:
+async def test_there_is_no_timeout_unless_one_is_set() -> None:
     clock, go, thread_go = FakeClock(), asyncio.Event(), threading.Event()
     async with Pool(clock=clock) as pool:
         results: list[TaskResult[Any]] = [pool.enqueue(go.wait), pool.enqueue(thread_go.wait)]
@@ -297,7 +293,7 @@ async def test_a_timeout_can_be_retried() -> None:
     assert attempts == [1, 2]
 
 
-async def test_an_attempt_may_be_over_before_its_first_step() -> None:
+async def test_an_attempt_may_time_out_before_its_first_step() -> None:
     clock = FakeClock()
     async with Pool(clock=clock) as pool:
         result = pool.enqueue(named("a", nothing, timeout=3))
@@ -307,14 +303,14 @@ async def test_an_attempt_may_be_over_before_its_first_step() -> None:
     assert (result.status, result.errors[0].type) == (TaskStatus.FAILED, "TimeoutError")
 
 
-async def test_a_coroutine_that_ends_in_time_is_not_touched() -> None:
+async def test_the_timer_of_a_coroutine_that_ends_in_time_is_cancelled() -> None:
     clock = FakeClock()
     async with Pool(clock=clock) as pool:
         result = await pool.enqueue(named("a", nothing, timeout=3)).wait()
         assert (result.status, 3.0 in clock.pending()) == (TaskStatus.SUCCESSFUL, False)
 
 
-async def test_if_it_swallows_the_cancellation_the_log_names_it_and_its_worker_stays_taken(
+async def test_a_coroutine_that_swallows_its_cancellation_is_named_and_keeps_its_worker(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock, go, begun, swallowed = FakeClock(), asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -342,7 +338,7 @@ async def test_if_it_swallows_the_cancellation_the_log_names_it_and_its_worker_s
     assert (result.status, result.errors[0].type, result.return_value) == (TaskStatus.FAILED, "TimeoutError", None)
 
 
-async def test_a_thread_over_its_timeout_is_failed_at_once_and_its_worker_stays_taken_until_the_thread_returns(
+async def test_a_thread_over_its_timeout_is_failed_at_once_and_keeps_its_worker_until_it_returns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock, go = FakeClock(), threading.Event()
@@ -364,9 +360,9 @@ async def test_a_thread_over_its_timeout_is_failed_at_once_and_its_worker_stays_
         await after.wait()
         assert pool.statistics().overrunning_threads == 0
     assert (result.status, result.return_value, result.attempts) == (TaskStatus.FAILED, None, 1)
-    assert messages(caplog, logging.ERROR) == [f"a {result.id} failed at attempt 1"]
+    assert messages(caplog, logging.ERROR) == [f"a {result.id}: FAILED after 3.000 s, attempt 1"]
     assert messages(caplog, logging.WARNING) == [
-        f"a {result.id} returned after 5.0 s, long past its timeout: its worker is free"
+        f"a {result.id} returned after 5.0 s, past its timeout: its worker is free"
     ]
 
 
@@ -403,15 +399,18 @@ async def test_the_awaitable_of_a_call_over_its_timeout_is_not_begun() -> None:
 
 @pytest.mark.parametrize("timeout", [None, 3])
 @pytest.mark.parametrize("loop_is_open", [True, False])
-def test_the_coroutine_of_a_call_that_outlives_the_pool_is_closed(timeout: float | None, loop_is_open: bool) -> None:
+def test_the_coroutine_of_a_call_that_outlives_the_pool_is_closed(
+    timeout: float | None, loop_is_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else Python would warn that it was never awaited, and a warning is an error here."""
+    monkeypatch.setattr("minibg.background.worker.CANCEL_SECONDS", 0.0)
     go, coroutines = threading.Event(), list[Any]()
 
-    async def nobody_awaits() -> None: ...
+    async def never_awaited() -> None: ...
 
     def returns_a_coroutine() -> Any:
         go.wait()
-        coroutines.append(nobody_awaits())
+        coroutines.append(never_awaited())
         return coroutines[0]
 
     def the_threads_end() -> None:
@@ -453,7 +452,7 @@ async def test_the_awaitable_of_a_call_is_cancelled_at_the_timeout_of_both() -> 
     assert (result.status, result.errors[0].type) == (TaskStatus.FAILED, "TimeoutError")
 
 
-async def test_once_a_minute_is_over_a_warning_names_what_still_runs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_warning_names_a_run_that_still_runs_after_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     clock, go = FakeClock(), asyncio.Event()
     async with Pool(clock=clock) as pool:
         result = pool.enqueue(named("a", go.wait))
@@ -468,10 +467,10 @@ async def test_once_a_minute_is_over_a_warning_names_what_still_runs(caplog: pyt
         assert clock.pending() == []
 
 
-# Priority.
+# --- priority ---
 
 
-async def test_high_runs_before_normal_that_stood_in_line_before() -> None:
+async def test_a_high_batch_runs_before_normal_ones_that_were_queued_earlier() -> None:
     go = asyncio.Event()
     async with Pool(workers=1) as pool:
         follower = pool.follow()
@@ -481,5 +480,5 @@ async def test_high_runs_before_normal_that_stood_in_line_before() -> None:
         pool.enqueue(named("high, later", nothing).using(priority="high"))
         go.set()
     done = [name for name, status in await story(follower) if status == "SUCCESSFUL"]
-    # The worker takes its first batch only when the loop turns: by then all four stand in line.
+    # The worker takes its first batch when the event loop goes on: by then all four are queued.
     assert done == ["high", "high, later", "first", "normal"]
