@@ -12,7 +12,8 @@ h11 reads as the same body.
 
 The following is refused, with 400 unless another status is given:
 
-- a size line that is not 1 to 16 hexadecimal digits and extensions (RFC 9112 §7.1);
+- a size line that is not 1 to 16 hexadecimal digits and extensions by the grammar of RFC 9112 §7.1.1.
+  Blanks around ";" and "=" are part of that grammar; blanks before the end of the line are not;
 - a size line of more than `_LINE_LIMIT` bytes. No use of extensions is known; §7.1.1 says to ignore
   them and to limit their total length. Extensions that exceed, in sum, the body and a header section
   are 431: with chunks of one byte they would carry a hundred times what ``max_body`` allows;
@@ -21,6 +22,11 @@ The following is refused, with 400 unless another status is given:
   trailers are dropped: they may be merged into the headers only where the field allows it (§7.1.2),
   and ASGI has no place for them;
 - a body larger than ``max_body`` (413), as soon as a size line announces it.
+
+One regular expression matches the end of a chunk together with the next size line. So a chunk costs one
+match, 0.4 microseconds: what one read of a socket can hold of the smallest chunks (43,000 in 256,000
+bytes) must not block the event loop. The first size line has no chunk before it; the parser starts with
+a CRLF of its own in front of the client's bytes.
 
 Rejected: returning the body in the client's chunks. Chunks belong to the connection, and a proxy may
 divide them anew (RFC 9112 §7.1.1); and one message for all that has arrived is cheaper.
@@ -32,74 +38,104 @@ from http import HTTPStatus
 from minibg.server.head import BAD_REQUEST, RequestRefused
 from minibg.server.limits import Limits
 
-#: Bytes of a size line: 16 digits, CRLF, and room for an extension or two.
+#: Bytes of a size line, its CRLF included: 16 digits, and room for an extension or two.
 _LINE_LIMIT = 256
-#: The lines of RFC 9112 §7.1: a chunk's size, the end of its data, a trailer field or the blank line after them.
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-_END = re.compile(rb"\r\n")
-_TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)?\r\n")
+#: RFC 9110 §5.6.2: the bytes of a token, written for a character class.
+_TOKEN = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
+#: RFC 9110 §5.6.4: a quoted-string.
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+#: RFC 9112 §7.1.1: BWS ";" BWS name [ BWS "=" BWS value ], where the value is a token or a quoted-string.
+_EXTENSION = rb"[\t ]*;[\t ]*[%b]+(?:[\t ]*=[\t ]*(?:[%b]+|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
+#: The end of the data of a chunk, and the size and the extensions of the next.
+_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})((?:%b)*)\r\n" % _EXTENSION)
+#: A trailer field, or the blank line after the last.
+_TRAILER = re.compile(rb"(?:[%b]+:[\t\x20-\x7e\x80-\xff]*)?\r\n" % _TOKEN)
 
 
 class Body:
     """The reader of one body."""
 
-    complete = False
-    rest = b""
-
     def __init__(self, length: int | None, limits: Limits) -> None:
         """``length`` is the Content-Length in bytes, or None for a chunked body."""
         self._limits = limits
+        #: The whole body has been read, and all its trailers.
+        self.complete = False
+        #: The bytes behind a complete body.
+        self.rest = b""
         #: Bytes of the body, or of the current chunk, that have not arrived.
         self.left = length or 0
+        self._is_chunked = length is None
+        #: The beginning of a line whose end has not arrived.
+        self._unread = b"\r\n" if self._is_chunked else b""
+        #: The last chunk has been read; trailers follow.
+        self._is_last = False
+        #: Bytes of the body, of its extensions and of its trailers so far.
         self._size = self._extensions = self._trailers = 0
-        #: The form of the next line, and the part of it that has arrived. A body of known length has no lines.
-        self._expected = _SIZE if length is None else None
-        self._line = b""
 
     def feed(self, data: bytes) -> bytes:
         """Return the part of ``data`` that is body. Raises `RequestRefused`."""
-        data, self._line = self._line + data, b""
-        at, pieces = 0, []
-        while not self.complete:
-            if self.left:
-                pieces.append(data[at : at + self.left])
-                at += len(pieces[-1])
-                self.left -= len(pieces[-1])
-            if self._expected is None or self.left:
-                self.complete = not self.left
-                break
-            end = data.find(b"\n", at) + 1
-            self._check_length((end or len(data)) - at)
-            if not end:
-                self._line = data[at:]
-                break
-            self._read_line(self._expected, data[at:end])
-            at = end
-        self.rest = data[at:] if self.complete else b""
+        if not self._is_chunked:
+            body, self.rest = data[: self.left], data[self.left :]
+            self.left -= len(body)
+            self.complete = not self.left
+            return body
+        data, at = self._unread + data, 0
+        pieces: list[bytes] = []
+        if not self._is_last:
+            at = self._read_chunks(data, pieces)
+        if self._is_last:
+            at = self._read_trailers(data, at)
+        self._unread = data[at:]
+        self.rest = self._unread if self.complete else b""
         return b"".join(pieces)
 
-    def _check_length(self, length: int) -> None:
-        if self._expected is _TRAILER:
-            if self._trailers + length > self._limits.max_header_bytes:
-                raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "trailer section too large")
-        elif length > _LINE_LIMIT:
-            raise RequestRefused(BAD_REQUEST, "chunk size line too long")
-
-    def _read_line(self, expected: re.Pattern[bytes], line: bytes) -> None:
-        match = expected.fullmatch(line)
-        if match is None:
-            raise RequestRefused(BAD_REQUEST, "not a chunked body")
-        if expected is _SIZE:
-            self.left = int(match[1], 16)
-            self._size += self.left
-            self._expected = _END if self.left else _TRAILER
-            self._extensions += len(line) - match.end(1) - 2
-            if self._extensions > self._size + self._limits.max_header_bytes:
-                raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "chunk extensions too large")
-            if self._size > self._limits.max_body:
+    def _read_chunks(self, data: bytes, pieces: list[bytes]) -> int:
+        """Collect the data of the chunks in ``pieces``. Return where the first incomplete line begins."""
+        # The loop runs once a chunk, and a client decides how small its chunks are: hence the local names.
+        match_chunk, max_body, at, left, size = _CHUNK.match, self._limits.max_body, 0, self.left, self._size
+        while match := match_chunk(data, at + left):
+            pieces.append(data[at : at + left])
+            at = match.end()
+            digits, extensions = match.groups()
+            left = int(digits, 16)
+            size += left
+            if extensions:
+                self._count_extensions(match, size)
+            if size > max_body:
                 raise RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "chunked body too large")
-        elif expected is _END:
-            self._expected = _SIZE
+            if not left:
+                self._is_last = True
+                break
         else:
-            self._trailers += len(line)
-            self.complete = line == b"\r\n"
+            # The current chunk, or the size line after it, is incomplete.
+            end = at + left
+            pieces.append(data[at:end])
+            at, left = min(end, len(data)), max(0, end - len(data))
+            line = data[at:]
+            if not b"\r\n".startswith(line[:2]) or b"\n" in line[2:] or len(line) - 2 > _LINE_LIMIT:
+                raise RequestRefused(BAD_REQUEST, "not a chunked body")
+        self.left, self._size = left, size
+        return at
+
+    def _count_extensions(self, match: re.Match[bytes], size: int) -> None:
+        if len(match[0]) - 2 > _LINE_LIMIT:
+            raise RequestRefused(BAD_REQUEST, "chunk size line too long")
+        self._extensions += len(match[2])
+        if self._extensions > size + self._limits.max_header_bytes:
+            raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "chunk extensions too large")
+
+    def _read_trailers(self, data: bytes, at: int) -> int:
+        """Check the complete lines from ``at`` on. Return where the first incomplete line begins."""
+        while not self.complete:
+            end = data.find(b"\n", at) + 1
+            size = (end or len(data)) - at
+            if self._trailers + size > self._limits.max_header_bytes:
+                raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "trailer section too large")
+            if not end:
+                break
+            if _TRAILER.fullmatch(data, at, end) is None:
+                raise RequestRefused(BAD_REQUEST, "not a trailer field")
+            self._trailers += size
+            self.complete = data[at:end] == b"\r\n"
+            at = end
+        return at

@@ -5,15 +5,23 @@ long as the server serves. It sends "lifespan.startup" before the first connecti
 "lifespan.shutdown" after the last one has ended. The application answers each with "complete" or
 "failed".
 
-- An application that raises or returns before it has answered the startup does not support lifespan.
-  The server goes on without it (the specification says MUST) and sends no shutdown.
+- An application that raises an Exception or returns before it has answered the startup does not support
+  lifespan. The server goes on without it (the specification says MUST) and sends no shutdown.
 - "lifespan.startup.failed" is raised as `StartupFailed`, with the application's message. Many frameworks
   send "failed" and then raise as well; that is one failure and is reported once.
+- SystemExit, KeyboardInterrupt and the other exceptions that are no Exception do not leave this file,
+  because an asyncio task that raises one of the first two ends the event loop at once. Before the answer
+  to the startup they are a failed startup; after it they are logged as any other error.
+- A startup that hangs can be given up, by `hurry` or by cancelling `startup`. Either cancels the
+  application and waits for its end, so nothing is left behind. The exception is an application that
+  swallows its cancellation: it is named in the log and left running after `CANCEL_GRACE` seconds.
+- ``shutdown_failed`` is true after "lifespan.shutdown.failed", and after an error that ended the
+  conversation once the startup was complete.
 - Each request gets a shallow copy of ``scope["state"]``, as the application has filled it during the
   startup.
 - There is no deadline here. In minibg the tasks are drained inside the shutdown
-  (`minibg.after_response`), and the pool has deadlines of its own. `give_up` ends the wait of a caller
-  that has one.
+  (`minibg.after_response`), and the pool has deadlines of its own. A caller with a deadline ends its
+  wait with `give_up`.
 
 Rejected: an option to turn lifespan off or to require it. An application whose startup matters sends
 "failed".
@@ -21,6 +29,7 @@ Rejected: an option to turn lifespan off or to require it. An application whose 
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,19 +43,23 @@ CANCEL_GRACE = 5.0
 
 
 class StartupFailed(RuntimeError):
-    """The application sent "lifespan.startup.failed". The text is its message."""
+    """The application has not started. The text is its message, or the reason."""
 
 
 class Lifespan:
-    """One conversation; each method is called once."""
+    """One conversation; `startup` and `shutdown` are called once each."""
 
     def __init__(self, app: ASGIApp, state: dict[str, Any], addresses: Sequence[Any] = ()) -> None:
+        """``addresses`` may be filled until `startup`: (host, port) or the path of a Unix socket each."""
         self._app = app
         self._addresses = addresses
         self._state = state
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        #: The shutdown has not been completed in order.
+        self.shutdown_failed = False
         #: Set when the application has answered the last event, or has ended.
         self.answered = asyncio.Event()
+        #: The last answer of the application. Empty before the first.
         self._answer: Message = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -57,11 +70,16 @@ class Lifespan:
         try:
             await self.answered.wait()
         except asyncio.CancelledError:
+            self.hurry()
             await self.give_up()
             raise
         if self._answer.get("type") == "lifespan.startup.failed":
             await self.give_up()
             raise StartupFailed(self._answer.get("message") or "the application did not say why")
+
+    def hurry(self) -> None:
+        """Give up a startup that has no answer: `startup` raises StartupFailed."""
+        self._fail_startup("given up while the application was starting")
 
     def shutdown(self) -> None:
         """Send the shutdown. The application's answer, or its end, sets `answered`."""
@@ -82,17 +100,30 @@ class Lifespan:
     async def _run(self) -> None:
         asgi = {"version": "3.0", "spec_version": "2.0"}
         # The addresses are bound before the application starts, so it can print where it will be reached.
-        extensions = {"minibg.addresses": self._addresses}
+        extensions = {"minibg.addresses": {"addresses": self._addresses}}
         scope = {"type": "lifespan", "asgi": asgi, "state": self._state, "extensions": extensions}
         try:
             await self._app(scope, self._inbox.get, self._send)
-        except Exception as error:
-            if not self._answer:
-                logger.info("the application does not speak lifespan: %r", error)
-            else:
-                level = logging.DEBUG if self._answer["type"].endswith(".failed") else logging.ERROR
-                logger.log(level, "the lifespan of the application failed", exc_info=error)
+        except BaseException as error:  # noqa: BLE001 - no application takes the server with it.
+            self._raised(error)
         finally:
+            self.answered.set()
+
+    def _raised(self, error: BaseException) -> None:
+        """Record what the exception means at this point of the conversation."""
+        if not self._answer and isinstance(error, Exception):
+            logger.info("the application does not speak lifespan: %r", error)
+            return
+        self._fail_startup("the application raised " + "".join(traceback.format_exception_only(error)).strip())
+        # A failure that the application has reported is logged once. A cancellation is the server's own.
+        known = self._answer["type"].endswith(".failed") or isinstance(error, asyncio.CancelledError)
+        self.shutdown_failed |= not known
+        logger.log(logging.DEBUG if known else logging.ERROR, "the lifespan of the application failed", exc_info=error)
+
+    def _fail_startup(self, message: str) -> None:
+        """Answer the startup in place of the application, unless it has answered."""
+        if not self._answer:
+            self._answer = {"type": "lifespan.startup.failed", "message": message}
             self.answered.set()
 
     async def _send(self, message: Message) -> None:
@@ -101,5 +132,6 @@ class Lifespan:
             raise RuntimeError(f"{kind!r} is not an answer to lifespan.{expected}")
         self._answer = message
         if kind == "lifespan.shutdown.failed":
+            self.shutdown_failed = True
             logger.error("the application failed to shut down: %s", message.get("message", ""))
         self.answered.set()

@@ -6,12 +6,24 @@ application that fails to start.
 
 - A host name may have several addresses ("localhost" has two). All are bound, to the same port, which
   holds for port 0 too.
-- A Unix socket whose server is dead is replaced. One that a server answers on is an address in use like
-  any other. (asyncio removes either, and the first server loses its clients to the second.)
+- A Unix socket whose server is dead is replaced. One of a living server is an address in use like any
+  other, also while that server's application starts. (asyncio removes either, and the first server
+  loses its clients to the second.)
 - A descriptor (systemd's socket activation, a supervisor's socket) is used as it is.
 - An OSError of the system does not name the address or the file. `oserrors_about` adds it.
 
-Rejected: SO_REUSEPORT. Two servers started on one port by mistake would share its requests, and each
+Which of two servers gets a Unix socket. A connection attempt cannot tell a dead socket from one that is
+bound and does not listen yet: both are refused. So the probe is a datagram socket, which no stream
+socket accepts: the kernel refuses it (ECONNREFUSED) only if no process has the socket open, and reports
+the wrong type (EPROTOTYPE) otherwise. Between the probe and the bind two processes could still remove
+each other's socket; for these few system calls each holds a lock (flock) on the folder. The kernel
+releases it when a process dies, and no file is left behind.
+
+Rejected: a lock file beside the socket. It has to be held as long as the server lives, and can neither
+be removed without a race nor left behind without a question. A socket bound under a temporary name and
+linked to its path: the link fails while a dead socket is there, and removing that one is the same race.
+
+Rejected too: SO_REUSEPORT. Two servers started on one port by mistake would share its requests, and each
 would seem to lose half of them.
 """
 
@@ -19,7 +31,6 @@ import errno
 import os
 import socket
 import ssl
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -68,13 +79,19 @@ def bind_unix(path: str, permissions: int | None) -> socket.socket:
 
     Raises OSError, with EADDRINUSE if another server listens there.
     """
-    with oserrors_about(path), ExitStack() as undo:
+    import fcntl  # noqa: PLC0415 - it does not exist everywhere; neither do Unix sockets.
+
+    with oserrors_about(path), ExitStack() as always, ExitStack() as undo:
+        # Another process that starts on this path waits here until the socket is bound or given up.
+        folder = os.open(Path(path).parent, os.O_RDONLY)
+        always.callback(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if Path(path).is_socket():
+            probe = always.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            if probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT):
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            Path(path).unlink(missing_ok=True)
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        if Path(path).exists() and stat.S_ISSOCK(Path(path).stat().st_mode):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(path) == 0:
-                    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-            Path(path).unlink()
         sock.bind(path)
         if permissions is not None:
             Path(path).chmod(permissions)

@@ -11,8 +11,9 @@ h11 as a client must read back as the same response.
 Rules of this file:
 
 - The server owns the message framing. The application's Transfer-Encoding is ignored (ASGI http,
-  "Response Start"). Its Content-Length is used, and enforced by the cycle (`minibg.server.cycle`). Of
-  its Connection only "close" has an effect.
+  "Response Start"). Its Content-Length is used, and enforced by the cycle (`minibg.server.cycle`); two
+  different ones are an error, two equal ones are sent as one (RFC 9110 §8.6). Of its Connection only
+  "close" has an effect.
 - A response has one Date and one Server line: the application's, or else the server's.
 - A response that must not have a body has none on the wire, whatever the application sends.
 - Errors are the application's (ValueError, TypeError) and are raised before the first byte is written.
@@ -91,6 +92,8 @@ def response_head(
         if lowered == b"connection":
             close = close or b"close" in members([(lowered, value)], lowered)
         elif lowered in _SERVER_FIELDS:
+            if lowered == b"content-length" and own.get(lowered, value) != value:
+                raise ValueError(f"two different values of Content-Length: {own[lowered]!r} and {value!r}")
             own[lowered] = value
         else:
             lines.append(b"%b: %b" % (name, value))
@@ -102,9 +105,8 @@ def response_head(
     close = close or framing is Framing.CLOSE
     # RFC 9110 §6.6.1: an origin server with a clock MUST send Date.
     lines += b"date: " + own[b"date"], b"server: " + own[b"server"]
-    if close:  # RFC 9112 §9.6: SHOULD be announced
-        lines.append(b"connection: close")
-    lines += b"", b""
+    # RFC 9112 §9.6: the end of the connection SHOULD be announced.
+    lines += (b"connection: close", b"", b"") if close else (b"", b"")
     data = b"\r\n".join(lines)
     if len(data.translate(None, VISIBLE)) != 2 * (len(lines) - 1):
         raise ValueError(f"a line break or a control byte in the headers of the response: {headers!r}")

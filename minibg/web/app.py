@@ -181,7 +181,7 @@ class App:
         part = "startup"
         try:
             await receive()
-            self.state.addresses = scope.get("extensions", {}).get("minibg.addresses", ())
+            self.state.addresses = scope.get("extensions", {}).get("minibg.addresses", {}).get("addresses", ())
             async with self._lifespan(self) as state:
                 scope.setdefault("state", {}).update(state or {})
                 for function, seconds in self._periodic:

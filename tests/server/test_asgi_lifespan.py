@@ -65,7 +65,7 @@ async def test_the_lifespan_scope() -> None:
         "type": "lifespan",
         "asgi": {"version": "3.0", "spec_version": "2.0"},
         "state": {},
-        "extensions": {"minibg.addresses": [("127.0.0.1", server.port)]},
+        "extensions": {"minibg.addresses": {"addresses": [("127.0.0.1", server.port)]}},
     }
 
 

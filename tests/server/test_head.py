@@ -1,5 +1,6 @@
-"""What RFC 9112 asks of a request head; each refusal with its status."""
+"""The checks of a request head; each refusal with its status."""
 
+import time
 from typing import Any
 
 import h11
@@ -207,6 +208,55 @@ def test_the_root_path_comes_before_the_path() -> None:
     assert (found["root_path"], found["path"], found["raw_path"]) == ("/mounted", "/mounted/a", b"/mounted/a")
 
 
+FULL = 32_700
+
+
+@pytest.mark.parametrize(
+    ("line", "host", "fields"),
+    [
+        ("GET / HTTP/1.1", "a", ["X: " + "a" * FULL]),
+        ("GET / HTTP/1.1", "a", ["X: " + "a " * (FULL // 2) + "b"]),
+        ("GET / HTTP/1.1", "a", ["X: a" + "\t" * FULL + "b"]),
+        ("GET / HTTP/1.1", "a", ["X: a" + " " * FULL]),
+        ("GET / HTTP/1.1", "a", ["X: " + "\xff" * FULL]),
+        ("GET / HTTP/1.1", "a", ["X" * FULL + ": a"]),
+        ("GET / HTTP/1.1", "a", [":" * FULL]),
+        ("GET / HTTP/1.1", "a", ["X: " + "a" * 320] * 99),
+        ("GET / HTTP/1.1", "a", ["Connection: " + "," * FULL]),
+        ("GET / HTTP/1.1", "a", ["Connection: " + "a," * (FULL // 2)]),
+        ("GET / HTTP/1.1", "a", ["Connection: " + "a," * 150] * 99),
+        ("GET / HTTP/1.1", "a", ["Expect: " + "a ," * (FULL // 3)]),
+        ("GET / HTTP/1.1", "a", ["Content-Length: " + "1," * (FULL // 2) + "1"]),
+        ("GET / HTTP/1.1", "a", ["Content-Length: " + "1" * FULL]),
+        ("GET / HTTP/1.1", "a", ["Transfer-Encoding: " + "a," * (FULL // 2) + "chunked"]),
+        ("GET / HTTP/1.1", "a" * FULL, []),
+        ("GET / HTTP/1.1", "a" * FULL + "/", []),
+        ("GET / HTTP/1.1", "%41" * (FULL // 3), []),
+        ("GET / HTTP/1.1", "%41" * (FULL // 3) + "%", []),
+        ("GET / HTTP/1.1", "[" + ":" * FULL, []),
+        ("GET / HTTP/1.1", "a:" + "1" * FULL + "x", []),
+        ("GET /" + "%41" * 2_700 + " HTTP/1.1", "a", []),
+        ("GET /" + "a%e4" * 2_000 + " HTTP/1.1", "a", []),
+        ("GET http://" + "%41" * 2_700 + "% HTTP/1.1", "a", []),
+        ("GET http://" + "a" * 8_000 + " HTTP/1.1", "a", []),
+        ("G" * 8_000, "a", []),
+        ("G" + " " * 8_000, "a", []),
+    ],
+    ids=lambda value: None if isinstance(value, list) else value[:12],
+)
+def test_no_head_within_the_limits_blocks_the_event_loop_for_20_ms(line: str, host: str, fields: list[str]) -> None:
+    data = head(line, *fields, host=f"Host: {host}")
+    runs = []
+    for _ in range(3):
+        start = time.thread_time()
+        try:
+            scope_of(read_head(data, Limits()), {"root_path": ""})
+        except RequestRefused:
+            pass
+        runs.append(time.thread_time() - start)
+    assert min(runs) < 0.02
+
+
 @st.composite
 def mutated_heads(draw: st.DrawFn) -> bytes:
     """A valid head with a few bytes replaced, inserted or removed."""
@@ -224,7 +274,7 @@ def mutated_heads(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=500)
 @given(mutated_heads())
-def test_what_is_accepted_h11_reads_as_the_same_request(data: bytes) -> None:
+def test_h11_reads_an_accepted_head_as_the_same_request(data: bytes) -> None:
     try:
         request = read_head(data, LIMITS)
     except RequestRefused:

@@ -9,6 +9,7 @@ import pytest
 from minibg.asgi import Receive, Scope, Send
 from minibg.server import Server, StartupFailed
 from minibg.server import lifespan as module
+from minibg.server.lifespan import Lifespan
 from tests.server.wire import GET, Client, respond, serving
 
 
@@ -160,6 +161,183 @@ async def test_an_application_that_does_not_end_is_left_behind(
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [
         "the lifespan of the application does not end when cancelled; it is left behind"
     ]
+    end.set()
+    assert server._lifespan._task is not None
+    await server._lifespan._task
+
+
+# --- exceptions that would end the event loop, and starts that hang ---
+
+FATAL = pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), BaseException("x")],
+    ids=lambda error: type(error).__name__,
+)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+@FATAL
+async def test_an_exception_that_is_no_exception_is_a_failed_startup(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        raise error
+
+    server = Server(app, port=0)
+    with pytest.raises(StartupFailed, match=f"the application raised .*{type(error).__name__}"):
+        await server.start()
+    with pytest.raises(ConnectionRefusedError):
+        await Client.to(server)
+    assert errors(caplog) == []
+
+
+@FATAL
+async def test_an_exception_that_is_no_exception_is_a_failed_shutdown(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        raise error
+
+    async with serving(app) as server:
+        pass
+    cancelled = isinstance(error, asyncio.CancelledError)
+    assert errors(caplog) == ([] if cancelled else ["the lifespan of the application failed"])
+    assert server._lifespan.shutdown_failed is not cancelled
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError()], ids=repr)
+async def test_a_lifespan_that_fails_while_the_server_serves_leaves_it_serving(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await respond(send, b"ok")
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await fail.wait()
+        raise error
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.ask(GET)
+        fail.set()
+        assert (await client.ask(GET))[2] == b"ok"
+        client.writer.close()
+    assert errors(caplog) == ["the lifespan of the application failed"]
+    assert server._lifespan.shutdown_failed
+
+
+@pytest.mark.parametrize(
+    ("answers", "failed"),
+    [
+        ([], False),
+        (["startup.complete"], False),
+        (["startup.complete", "shutdown.complete"], False),
+        (["startup.complete", "shutdown.failed"], True),
+        (["startup.complete", "startup.complete"], True),
+    ],
+)
+async def test_a_failed_shutdown_is_visible(answers: list[str], failed: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for answer in answers:
+            await receive()
+            await send({"type": f"lifespan.{answer}"})
+
+    lifespan = Lifespan(app, {})
+    await lifespan.startup()
+    lifespan.shutdown()
+    await lifespan.answered.wait()
+    await lifespan.give_up()
+    assert lifespan.shutdown_failed is failed
+
+
+@pytest.mark.parametrize("how", ["hurry", "cancel"])
+@pytest.mark.parametrize("cleanup", ["quiet", "raises"])
+async def test_a_startup_that_hangs_can_be_given_up(how: str, cleanup: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    started = asyncio.Event()
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append("cleanup")
+            if cleanup == "raises":
+                raise ValueError("cleanup")
+
+    lifespan = Lifespan(app, {})
+    startup = asyncio.create_task(lifespan.startup())
+    await started.wait()
+    if how == "hurry":
+        lifespan.hurry()
+        with pytest.raises(StartupFailed, match="given up"):
+            await startup
+    else:
+        startup.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await startup
+    assert seen == ["cleanup"]
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    assert caplog.records == []
+
+
+async def test_hurry_before_the_start_and_after_it() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(2):
+            await send({"type": f"{(await receive())['type']}.complete"})
+
+    lifespan = Lifespan(app, {})
+    lifespan.hurry()
+    with pytest.raises(StartupFailed, match="given up"):
+        await lifespan.startup()
+    lifespan = Lifespan(app, {})
+    await lifespan.startup()
+    lifespan.hurry()
+    lifespan.shutdown()
+    await lifespan.answered.wait()
+    await lifespan.give_up()
+    assert not lifespan.shutdown_failed
+
+
+@pytest.mark.parametrize("how", ["hurry", "cancel"])
+async def test_a_startup_that_swallows_its_cancellation_is_left_behind(
+    how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CANCEL_GRACE", 0.05)
+    started, end = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        started.set()
+        while not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:
+                pass
+
+    server = Server(app, port=0)
+    start = asyncio.create_task(server.start())
+    await started.wait()
+    if how == "hurry":
+        server._lifespan.hurry()
+    else:
+        start.cancel()
+    with pytest.raises(StartupFailed if how == "hurry" else asyncio.CancelledError):
+        await asyncio.wait_for(start, 5)
+    assert errors(caplog) == ["the lifespan of the application does not end when cancelled; it is left behind"]
+    with pytest.raises(ConnectionRefusedError):
+        await Client.to(server)
     end.set()
     assert server._lifespan._task is not None
     await server._lifespan._task

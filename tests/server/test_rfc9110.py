@@ -342,3 +342,14 @@ async def test_a_response_cannot_be_split(field: tuple[bytes, bytes]) -> None:
 @pytest.mark.parametrize("value", [b"", b"+2", b"-2", b"2.0", b"two", b"2, 2", b" 2"], ids=repr)
 async def test_a_length_of_the_application_that_is_none(value: bytes) -> None:
     assert await answered(GET, with_headers((b"content-length", value))) == refused(500)
+
+
+@requirement(
+    "RFC 9110 §8.6",
+    "MUST",
+    "Two different Content-Lengths of the application are not sent: 500. Two that are equal are sent as one.",
+)
+async def test_two_lengths_of_the_application() -> None:
+    fields = [(b"content-length", b"2"), (b"Content-Length", b"2")]
+    assert await answered(GET_CLOSE, with_headers(*fields)) == ok(b"ok", close=True)
+    assert await answered(GET, with_headers(*fields, (b"content-length", b"3"))) == refused(500)

@@ -93,9 +93,18 @@ def test_a_status_without_a_name_has_an_empty_reason() -> None:
         (b"content-length", b""),
     ],
 )
-def test_what_is_no_header_is_refused(field: tuple[bytes, bytes]) -> None:
+def test_a_field_that_is_no_header_is_refused(field: tuple[bytes, bytes]) -> None:
     with pytest.raises(ValueError):
         head(200, [field])
+
+
+def test_two_different_lengths_are_refused_and_two_equal_ones_are_one() -> None:
+    fields = [(b"content-length", b"7"), (b"x", b"y"), (b"Content-Length", b"7")]
+    assert head(200, fields, None).count(b"ength: 7") == 1
+    for other in (b"8", b"07", b"7, 7"):
+        for to in (request(), request(b"HEAD")):
+            with pytest.raises(ValueError):
+                head(200, [*fields, (b"content-length", other)], None, to=to)
 
 
 def test_text_instead_of_bytes_is_refused() -> None:
@@ -121,7 +130,7 @@ values = st.binary(max_size=20).map(lambda b: bytes(c for c in b if c > 32 and c
     st.booleans(),
     st.booleans(),
 )
-def test_h11_reads_back_what_was_written(
+def test_h11_reads_back_the_response(
     status: int, headers: list[tuple[bytes, bytes]], pieces: list[bytes], method: bytes, http10: bool, close: bool
 ) -> None:
     body_size = len(pieces[0]) if len(pieces) == 1 else None
