@@ -1,21 +1,26 @@
-"""What every test of minibg gets: both event loops, a loop whose complaints are heard, and a share of the processor.
+"""What every test gets: both event loops, a check of their complaints, a share of the processor.
 
-**Both loops.** Each async test runs on asyncio and on uvloop. The exception handler of either records what it is called with, and
-a test in which it was called fails: "Task exception was never retrieved" is not a warning, and would otherwise go unheard.
+**Both loops.** Each async test runs on asyncio and on uvloop. The exception handler of either
+records what it is called with, and a test in which it was called fails: "Task exception was never
+retrieved" is not a warning, and would otherwise go unheard.
 
-**In parallel.** `pytest` distributes the tests over processes (pytest-xdist, ``-n auto`` in pyproject.toml). Half of the time that
-the tests take is waiting: for deadlines, for other processes, for the disk. So there are two workers for each core. Each worker gets
-a part of the list as it stands, and takes from the others when it has none left (``--dist worksteal``): the tests of a module are
-mostly in one worker, and share what the module has started. The rules that this asks of a test:
+**In parallel.** `pytest` distributes the tests over processes (pytest-xdist, ``-n auto`` in
+pyproject.toml). Half of the time that the tests take is waiting: for deadlines, for other
+processes, for the disk. So there are two workers for each core. Each worker gets a part of the list
+as it stands, and takes from the others when it has none left (``--dist worksteal``): the tests of a
+module are mostly in one worker, and share what the module has started. The rules that this asks of
+a test:
 
 1. Files are in ``tmp_path``, and ports are chosen by the kernel (port 0).
 2. Nothing is shared between tests but by a fixture of their module.
-3. A deadline that is tested has room for a busy machine: the test shows that it is kept, not how exactly.
+3. A deadline that is tested has room for a busy machine: the test shows that it is kept, not how
+   exactly.
 
-A test file that is named on the command line runs in this process, which starts in a fraction of the time.
+A test file that is named on the command line runs in this process, which starts in a fraction of
+the time.
 
-**Markers.** A test of a file that imports `subprocess` or Selenium has the marker ``processes``: it starts processes, wrk or a browser.
-``pytest -m 'not processes'`` is the quick run.
+**Markers.** A test of a file that imports `subprocess` or Selenium has the marker ``processes``: it
+starts processes, wrk or a browser. ``pytest -m 'not processes'`` is the quick run.
 """
 
 import asyncio
@@ -24,7 +29,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import hypothesis  # At its import it asks for the referrers of an object, which the collector does not know of frozen ones.
+# Imported before the first freeze: its import asks the collector for the referrers of an object.
+import hypothesis
 import pytest
 import uvloop
 
@@ -40,7 +46,7 @@ _complaints: list[dict[str, Any]] = []
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return the number of processes for ``-n auto``: two for each core, or none for files that are named."""
+    """Return the number of processes: two for each core, none for files that are named."""
     if any(".py" in argument for argument in config.args):
         return 0
     return 2 * (os.cpu_count() or 1)
@@ -76,9 +82,9 @@ def pytest_asyncio_loop_factories() -> dict[str, LoopFactory]:
 
 @pytest.fixture(autouse=True, scope="module")
 def the_collector_visits_nothing_old() -> None:
-    """Freeze the 100,000 objects of frameworks and other servers that live as long as the run; each module adds some.
+    """Freeze the objects of frameworks and other servers, some 100,000 that live as long as the run.
 
-    `gc.collect` is called after each test, below. With them it would take most of the time of the tests.
+    `gc.collect` is called after each test, below. It would take most of the time if it visited them.
     """
     gc.collect()
     gc.freeze()

@@ -1,10 +1,12 @@
-"""What tests of several folders share: a task that does nothing, a few turns of the loop, a reset, the log as a list.
+"""What tests of several folders share: an empty task, turns of the loop, resets, the log.
 
-A function belongs here when two folders use it. What one folder uses is in its own file: `background/recording.py` (named tasks
-and the transitions of a pool), `background/fake_clock.py`, `server/wire.py` (a client that speaks bytes).
+A function belongs here when two folders use it. What one folder uses is in its own file:
+`background/recording.py` (named tasks and the transitions of a pool), `background/fake_clock.py`,
+`server/wire.py` (a client that speaks bytes).
 
-Nothing here waits for time to pass. A test waits for an event, for a line, or for ``pool.idle()``; where there is nothing to wait
-for, because the test shows that something does *not* happen, it lets the loop turn.
+Nothing here waits for time to pass. A test waits for an event, for a line, or for ``pool.idle()``;
+where there is nothing to wait for, because the test shows that something does *not* happen, it lets
+the loop turn.
 """
 
 import asyncio
@@ -14,8 +16,9 @@ import struct
 
 import pytest
 
-#: Turns of the loop after which everything that is ready has run. The longest chain is six turns long: a batch is released, a
-#: worker wakes, an attempt begins, its function ends, the worker notes that, and the waiter of the result wakes.
+#: Turns of the loop after which everything that is ready has run. The longest chain has six: a batch
+#: is released, a worker wakes, an attempt begins, its function ends, the worker notes that, and the
+#: waiter of the result wakes.
 TURNS = 10
 
 
@@ -30,7 +33,7 @@ async def turn() -> None:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """End a client's connection by a reset, as the kernel does for a process that dies with unread bytes."""
+    """End a connection by a reset, as the kernel does for a process that dies with unread bytes."""
     reset_at_close(writer.get_extra_info("socket"))
     writer.transport.abort()
 

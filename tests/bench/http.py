@@ -1,9 +1,10 @@
 """CPU per request of minibg and of uvicorn with h11, over the same raw ASGI application.
 
-Throughput on a busy machine says how busy the machine is. So the figure is the processor time that the *server process*
-used (user and system, from the kernel) divided by the requests that wrk counted, and what is told is the ratio of the two
-servers. In a round both are up and loaded in turn, a second each, so that they share the machine's moods; the median, the
-least and the greatest ratio of the rounds are printed. Both run on uvloop, without an access log, one process each.
+Throughput depends on the other load of the machine. So the figure is the processor time that the
+*server process* used (user and system, from the kernel) divided by the requests that wrk counted,
+and the result is the ratio of the two servers. In a round both servers run and are loaded in turn,
+a second each, so the load of the machine is the same for both. The median, the least and the
+greatest ratio of the rounds are printed. Both run on uvloop, without an access log, one process each.
 """
 
 import argparse

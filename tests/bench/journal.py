@@ -24,20 +24,21 @@ finished = counter()
 
 @task
 async def count(number: int) -> None:
-    """The smallest task: what is measured is the way to it."""
+    """Do next to nothing: the way to the task is measured, not the task."""
     next(finished)
 
 
 def minibg(folder: Path, tasks: int, durability: str, each: int = 1, pause: float = 0.0) -> tuple[float, list[float]]:
-    """64 clients; each adds ``each`` tasks as a response does, waits until they are on disk, and lets them go.
+    """Let 64 clients add tasks as responses do, ``each`` at a time: add, commit, release.
 
-    With a ``pause`` they come in no hurry, as clients do. Tasks a second, and seconds of each accept.
+    ``pause`` is the mean of the seconds between two responses of a client. Returns tasks a second, and
+    the seconds of each commit.
     """
     accepts: list[float] = []
 
     async def client(pool: Pool, numbers: "counter[int]") -> None:
         while (number := next(numbers)) * each < tasks:
-            if pause:  # Before, not after: else all would come at once to begin with.
+            if pause:  # Before the first task too: else all clients would begin at once.
                 await asyncio.sleep(random.uniform(0, 2 * pause))
             began = time.perf_counter()
             hold = BackgroundTasks(pool, "POST /count")

@@ -1,7 +1,7 @@
-"""The lessons: each shows what its essay says one will see.
+"""The lessons: each prints the lines that its essay shows under "You will see".
 
-What is expected stands in the lesson itself, under "You will see", and nowhere else: an essay that has become untrue
-fails here.
+The expected lines are those of the essay; they are not repeated here. So an essay that has become
+untrue fails a test.
 """
 
 import importlib
@@ -18,13 +18,13 @@ from examples import around_fastapi, hello
 from minibg import AfterResponse, serve
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-#: Those that are served, and have tests of their own below or beside.
+#: Lessons that are served: they have tests of their own.
 SERVED = {"hello", "around_fastapi"}
 LESSONS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "__init__")
 
 
 def section(lesson: str, opening: str) -> list[str]:
-    """The indented lines that follow the line of the essay which opens so."""
+    """Return the indented lines that follow the line of the essay with this opening."""
     essay = importlib.import_module(f"examples.{lesson}").__doc__ or ""
     found = re.search(rf"^{opening}.*::\n\n((?:    .*\n|\n)+)", essay, re.MULTILINE)
     assert found is not None, f"the essay of {lesson} has no line that begins with {opening!r}"
@@ -82,7 +82,7 @@ async def test_the_tasks_of_a_fastapi_application_run_after_its_response(capsys:
 
 @pytest.mark.parametrize("command", section("around_fastapi", "Run it"))
 def test_either_command_serves_the_fastapi_application(command: str) -> None:
-    """As a process, until Ctrl-C: what is printed comes before the exit, because the pool is drained."""
+    """The pool is drained at Ctrl-C, so the lines of the tasks are printed before the exit."""
     program, name = command.split()
     with subprocess.Popen(
         [sys.executable, "-m", program, name, "--port", "0"],

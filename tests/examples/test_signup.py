@@ -1,4 +1,7 @@
-"""The example as a stranger uses it: the command, curl's requests, a mail server, a browser."""
+"""The example as a user meets it: the command, the requests of curl, a mail server, a browser.
+
+The mail server is aiosmtpd, the browser is Chromium; both are real, on 127.0.0.1.
+"""
 
 import asyncio
 import os
@@ -63,7 +66,7 @@ async def register(client: httpx.AsyncClient, email: str = "a@example.org") -> l
 
 
 class Inbox:
-    """What a mail server does with a message: keeps it, unless the recipient is unknown."""
+    """A mail server that keeps each message, and refuses a recipient whose name begins with unknown."""
 
     def __init__(self) -> None:
         self.messages: list[Any] = []
@@ -141,7 +144,7 @@ async def test_a_task_can_be_looked_up_and_an_unknown_one_is_a_404(
         *("a@example.org,b@example.org", "a@example.org;b@example.org", "a@" + "example." * 32 + "org"),
     ],
 )
-async def test_what_is_no_address_is_refused(client: httpx.AsyncClient, email: str) -> None:
+async def test_a_text_that_is_no_address_is_refused(client: httpx.AsyncClient, email: str) -> None:
     response = await client.post("/register", params={"email": email})
     assert (response.status_code, "not an email address" in response.text) == (422, True)
 
@@ -168,11 +171,11 @@ def test_a_setting_that_names_no_mail_server_is_refused(url: str, monkeypatch: p
         (["/run/ab"], "curl -X POST --unix-socket /run/ab 'http://localhost/register?email=a@example.org'"),
     ],
 )
-def test_the_invitation_names_the_place_where_the_server_is(addresses: Any, expected: str) -> None:
+def test_the_invitation_names_the_address_of_the_server(addresses: Any, expected: str) -> None:
     assert invitation(addresses)[-1].strip() == expected
 
 
-def test_there_is_no_invitation_to_an_unknown_place() -> None:
+def test_there_is_no_invitation_to_an_unknown_address() -> None:
     assert invitation(()) == []
 
 
@@ -190,7 +193,7 @@ async def test_the_mail_goes_through_a_real_server(server: TaskServer, client: h
 def test_the_mail_is_encrypted_and_its_sender_known(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By STARTTLS or from the start. The certificate is verified: without its authority nothing is sent."""
+    """By STARTTLS, or from the first byte. Without the authority of the certificate nothing is sent."""
     authority = trustme.CA()
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(tls)
@@ -234,7 +237,7 @@ async def test_a_mail_that_is_refused_is_visible(server: TaskServer, client: htt
         await anext(follower)
     assert "550" in found["errors"][0]["message"]
     assert found["errors"][0]["type"] == "smtplib.SMTPRecipientsRefused"
-    # Its siblings wait for it: strictly one after another.
+    # Its siblings wait for it: they run strictly one after another.
     assert (await client.get(f"/tasks/{audit['id']}")).json()["status"] == "READY"
     await server.pool.idle()
     found = (await client.get(f"/tasks/{mail['id']}")).json()
@@ -280,7 +283,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 
 def sign_up(browser: webdriver.Chrome, port: int, address: str, expected: str, times: int = 1) -> str:
-    """Register as a person does, and wait until the page says what is expected, so many times."""
+    """Register through the page; return its text when it has the expected one ``times`` times."""
     browser.get(f"http://127.0.0.1:{port}/")
     browser.find_element(By.NAME, "email").send_keys(address)
     browser.find_element(By.TAG_NAME, "button").click()
@@ -306,19 +309,19 @@ async def test_a_person_sees_that_the_mail_failed(server: TaskServer, browser: w
 
 
 async def test_the_page_shows_an_error_as_text(server: TaskServer, browser: webdriver.Chrome, inbox: Inbox) -> None:
-    """The address is in the error; a browser would take this one, and so do we."""
+    """The error contains the address, and browsers accept this one."""
     address = "unknown&lt@example.org"
     await asyncio.to_thread(sign_up, browser, server.port, address, address)
 
 
-async def test_a_person_is_told_what_is_wrong_with_an_address(server: TaskServer, browser: webdriver.Chrome) -> None:
-    """The browser takes a domain without a dot, the server does not."""
+async def test_a_person_sees_what_is_wrong_with_an_address(server: TaskServer, browser: webdriver.Chrome) -> None:
+    """The browser accepts a domain without a dot, the server does not."""
 
-    def told() -> str:
+    def message_after_sign_up() -> str:
         browser.get(f"http://127.0.0.1:{server.port}/")
         browser.find_element(By.NAME, "email").send_keys("a@b", Keys.ENTER)
         message = browser.find_element(By.ID, "message")
         WebDriverWait(browser, 20).until(lambda _: message.text)
         return message.text
 
-    assert await asyncio.to_thread(told) == "'a@b' is not an email address"
+    assert await asyncio.to_thread(message_after_sign_up) == "'a@b' is not an email address"
