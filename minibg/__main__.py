@@ -72,11 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from minibg import tasks  # noqa: PLC0415 - needs fcntl, which does not exist everywhere.
 
         return tasks.main(arguments[1:])
-    if arguments[:1] == ["--explain"]:
-        from minibg.explain import explain  # noqa: PLC0415 - the server does not need it.
-
-        print(explain())  # noqa: T201 - it was asked for.
-        return None
     options = vars(parser().parse_args(arguments))
     level = options.pop("log_level").upper()
     _configure_logging(level, options.pop("log_format"))
@@ -119,6 +114,16 @@ def _configure_logging(level: str, log_format: str) -> None:
     logging.basicConfig(level=level, handlers=[handler])
 
 
+class _Explain(argparse.Action):
+    """Print `minibg.explain` and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from minibg.explain import explain  # noqa: PLC0415 - the server does not need it.
+
+        print(explain())  # noqa: T201
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -127,7 +132,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="minibg tasks FILE looks into a durable journal.",
     )
     parser.add_argument("app", help="where the application is: module:attribute")
-    parser.add_argument("--explain", action="store_true", default=argparse.SUPPRESS, help="print the path of a request")
+    parser.add_argument(
+        "--explain", action=_Explain, nargs=0, default=argparse.SUPPRESS, help="print the path of a request"
+    )
     parser.add_argument("--version", action="version", version=f"minibg {__version__}")
     factory = _default("factory", "") not in NO
     parser.add_argument("--factory", action="store_true", default=factory, help="call it to get the application")

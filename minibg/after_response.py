@@ -37,6 +37,7 @@ server's idea of how long a request may take.
 """
 
 import asyncio
+import sys
 from enum import Enum, auto
 from typing import Any
 
@@ -101,9 +102,10 @@ class AfterResponse:
             await self.app({**scope, "minibg.background": hold}, receive, response.send)
             await response.end()
         except NotAccepted as refusal:
-            if response.head is not Head.WAITING:
+            if response.head is Head.WAITING:
+                await response.refuse(refusal)
+            elif response.head is not Head.REPLACED:  # Else it is answered.
                 raise
-            await response.refuse(refusal)
         finally:
             # The application has returned or raised. This line decides about its tasks, whatever else has happened.
             if response.head not in PROMISED:
@@ -164,6 +166,10 @@ class _Response:
             return
         if is_first:
             try:
+                # Starlette and FastAPI answer every exception with a 500, also an uncaught QueueFull: it is raised here again.
+                cause = sys.exception() if message.get("status") == 500 else None
+                if isinstance(cause, NotAccepted):
+                    raise cause
                 await self._hold.commit()
             except NotAccepted as refusal:
                 await self.refuse(refusal)

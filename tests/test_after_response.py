@@ -348,6 +348,24 @@ async def test_a_full_queue_that_nobody_catches_is_a_503_with_retry_after() -> N
         assert pool.statistics().slots_taken == 0
 
 
+async def test_a_full_queue_that_a_framework_answers_with_500_is_a_503_too() -> None:
+    """Starlette and FastAPI send a 500 for every exception and raise it again."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            for _ in range(2):
+                exchange.results += [hold_of(scope).add_task(work)]
+        except Exception:
+            await send({**START, "status": 500})
+            await send(LAST)
+            raise
+
+    async with Pool(queue_limit=1) as pool:
+        exchange = Exchange()
+        await exchange.run(AfterResponse(app, pool))
+        assert (refusal(exchange)[0], exchange.error, exchange.statuses) == (503, None, [DROPPED])
+
+
 async def test_a_full_queue_within_the_response_is_an_exception_like_any_other() -> None:
     """The client has the head, so the task that was accepted with it runs."""
     async with Pool(queue_limit=1) as pool:

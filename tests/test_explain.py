@@ -86,3 +86,8 @@ def test_each_bound_is_the_default_of_its_option(name: str, text: str) -> None:
     default = (Pool.__init__.__kwdefaults__ | {field: getattr(Limits(), field) for field in LIMITS})[name]
     assert text in EXPLAINED
     assert f"{default:,}" in text
+
+
+if __name__ == "__main__":  # python -m tests.test_explain: copy the text into the README
+    first, last = README.index("## The path of one request"), README.index("## I want to ...")
+    (Path(__file__).parent.parent / "README.md").write_text(f"{README[:first]}{EXPLAINED}\n\n{README[last:]}")

@@ -54,7 +54,7 @@ async def test_options_go_to_the_part_that_they_belong_to() -> None:
 
 
 def test_every_option_of_the_command_is_a_keyword_of_serve_and_the_other_way_round() -> None:
-    own = {"help", "version", "app", "factory", "app_dir", "loop", "log_level", "log_format"}
+    own = {"help", "version", "explain", "app", "factory", "app_dir", "loop", "log_level", "log_format"}
     options = {action.dest for action in parser()._actions if action.dest not in own}
     assert options == {**SERVER, **LIMITS, **POOL}.keys()
     serve(greeting("hello"), **{name: option.default for name, option in {**SERVER, **LIMITS, **POOL}.items()})

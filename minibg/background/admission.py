@@ -40,14 +40,17 @@ from minibg.background.result import Event, TaskStatus
 from minibg.background.run import Batch, Run
 from minibg.background.slots import Slots
 
+#: The message of PoolStopped.
+STOPPED = "the pool has stopped and accepts no tasks"
+
 
 class Admission:
     """The way into the queue."""
 
     def __init__(self, slots: Slots, ledger: Ledger, queue: Queue, journal: Journal, clock: Clock) -> None:
-        self.slots = slots
+        self._slots = slots
         #: The pool has stopped, or is about to.
-        self.is_closed = False
+        self._is_closed = False
         self._ledger = ledger
         self._queue = queue
         self._journal = journal
@@ -58,17 +61,34 @@ class Admission:
 
         ``reserved``: the caller has reserved a slot, which the run takes. Raises QueueFull, PoolStopped.
         """
-        if self.is_closed:
-            raise PoolStopped("the pool has stopped and accepts no tasks")
+        self._check_open()
         first = self._ledger.unfinished_with_key(run)
         if first is not None:
             first.holders += 1
             return first
         if not reserved:
-            self.slots.reserve_nowait()
+            self._slots.reserve_nowait()
         run.has_slot = True
         self._ledger.add(run)
         return run
+
+    async def reserve(self, wanted: int, timeout: float | None) -> None:
+        """Wait for ``wanted`` slots, all or none, at most ``timeout`` seconds. Raises QueueFull, PoolStopped."""
+        self._check_open()
+        await self._slots.reserve(wanted, timeout)
+
+    def free_unused(self, number: int) -> None:
+        """Free slots that were reserved and not used."""
+        self._slots.free_unused(number)
+
+    def close(self) -> None:
+        """Accept nothing any more: `add` raises PoolStopped, and so does every `reserve` that waits."""
+        self._is_closed = True
+        self._slots.refuse_all(PoolStopped(STOPPED))
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise PoolStopped(STOPPED)
 
     async def commit(self, runs: Sequence[Run]) -> None:
         """Accept runs for good. Raises JournalFailed, or PoolStopped when one of them was lost; then none is accepted."""
@@ -96,14 +116,14 @@ class Admission:
         run.holders -= 1
         if run.holders == 0 and run.result.status is TaskStatus.HELD:
             self._ledger.note(run, Event.DROP)
-            self.slots.free(run)
+            self._slots.free(run)
 
     # --- runs that a journal gives back ---
 
     def restore(self, batch: Sequence[Run]) -> None:
         """Enter the runs of a batch that an earlier process has accepted: HELD, beyond the limit if need be."""
         for run in batch:
-            self.slots.restore(run)
+            self._slots.restore(run)
             self._ledger.add(run)
 
     def resume(self, batch: Sequence[Run]) -> None:

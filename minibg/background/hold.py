@@ -91,7 +91,7 @@ class BackgroundTasks:
         larger than the pool's ``queue_limit``; ValueError for a number that makes no sense.
         """
         timeout = None if timeout is None else seconds("timeout=", timeout)
-        await self.pool.admission.slots.reserve(count("n=", n), timeout)
+        await self.pool.admission.reserve(count("n=", n), timeout)
         self._reserved += n
         if self._is_released:  # The response has left while a task of it waited here.
             self._free_reserved()
@@ -128,4 +128,4 @@ class BackgroundTasks:
 
     def _free_reserved(self) -> None:
         unused, self._reserved = self._reserved, 0
-        self.pool.admission.slots.free_unused(unused)
+        self.pool.admission.free_unused(unused)

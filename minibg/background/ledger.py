@@ -24,6 +24,7 @@ All methods are for the event loop's thread.
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -62,7 +63,7 @@ class Ledger:
         self._keep_for = keep_for
         self._journal = journal
         #: The records of finished runs by id, in the order they ended.
-        self._finished: dict[str, TaskResult[Any]] = {}
+        self._finished: OrderedDict[str, TaskResult[Any]] = OrderedDict()
         #: The unfinished runs with a key, by task name, key, and whether the journal keeps them.
         self._keys: dict[tuple[str, str | None, bool], Run] = {}
         self._followers: WeakSet[Follower] = WeakSet()

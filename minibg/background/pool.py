@@ -158,13 +158,17 @@ class Pool:
         self._drain = drain = Drain(*parts, self.drain_timeout)
         try:
             await drain.finish(has_workers=has_workers)
-            self._workers.stopping = self.admission.is_closed = True
+            self._accept_nothing()
             await drain.cancel()
         finally:  # Also when the event loop ends in the middle of the stop.
-            self._workers.stopping = self.admission.is_closed = True
+            self._accept_nothing()
             drain.leave()
             await self._close()
         return drain.report()
+
+    def _accept_nothing(self) -> None:
+        self._workers.stopping = True
+        self.admission.close()
 
     async def _close(self) -> None:
         self._state = PoolState.STOPPED
@@ -240,7 +244,7 @@ class Pool:
         """
         run = self.prepare(func, args, kwargs)
         self._check_loop()
-        await self._slots.reserve(1, None)
+        await self.admission.reserve(1, None)
         try:
             added = self.admission.add(run, reserved=True)
         except NotAccepted:

@@ -27,7 +27,7 @@ from collections import deque
 from typing import NamedTuple
 
 from minibg.background.clock import Clock
-from minibg.background.errors import SHORTEST_RETRY_AFTER, QueueFull
+from minibg.background.errors import SHORTEST_RETRY_AFTER, NotAccepted, QueueFull
 from minibg.background.run import Run
 
 #: Weight of the newest interval in the moving average of the time between two freed slots. About ten intervals decide:
@@ -80,6 +80,13 @@ class Slots:
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def refuse_all(self, refusal: NotAccepted) -> None:
+        """Raise ``refusal`` in every caller that waits."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.future.done():
+                waiter.future.set_exception(refusal)
 
     def restore(self, run: Run) -> None:
         """Take a slot for a run that a journal gives back, beyond the limit if need be."""
