@@ -85,8 +85,8 @@ def size(files: set[Path]) -> int:
 
 
 def path() -> set[Path]:
-    """Return the files that the README's section with the twelve steps links to."""
-    section = re.search(r"^## .*(?:twelve steps|time line).*\n([^\0]*?)^## ", README.read_text(), re.MULTILINE)
+    """Return the files that the README's time line of one request links to."""
+    section = re.search(r"^## .*(?:path of one request).*\n([^\0]*?)^## ", README.read_text(), re.MULTILINE)
     assert section is not None
     return {ROOT / file for file in re.findall(r"\]\((minibg/[\w/]+\.py)\b", section[1])}
 

@@ -28,7 +28,6 @@ import random
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from enum import Enum
-from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from minibg.background.admission import Admission
@@ -189,9 +188,7 @@ class Pool:
         self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.stop()
 
     @property
@@ -331,13 +328,9 @@ class Pool:
 
     def statistics(self) -> Statistics:
         """Count everything at this moment."""
-        by_status, oldest = dict(self._ledger.by_status), self._queue.oldest()
+        oldest = self._queue.oldest()
         return Statistics(
-            held=by_status[TaskStatus.HELD],
-            ready=by_status[TaskStatus.READY],
-            waiting=by_status[TaskStatus.WAITING],
-            running=by_status[TaskStatus.RUNNING],
-            by_status=by_status,
+            by_status=dict(self._ledger.by_status),
             oldest_ready=None if oldest is None else self._clock.monotonic() - oldest,
             workers=self._workers.size,
             slots_taken=self._slots.taken,

@@ -262,14 +262,6 @@ class CancelOutcome(Enum):
 class Statistics:
     """A pool at one moment."""
 
-    #: Runs whose response has not left.
-    held: int
-    #: Runs that wait for a worker.
-    ready: int
-    #: Runs that are due later.
-    waiting: int
-    #: Runs that a worker has.
-    running: int
     #: How many runs are in each status, or have ended in it since the start.
     by_status: dict[TaskStatus, int]
     #: Age of the oldest queued batch in seconds; None when the queue is empty.
@@ -281,3 +273,23 @@ class Statistics:
     queue_limit: int
     #: Threads that are over their run's timeout and have not returned: each keeps a worker.
     overrunning_threads: int
+
+    @property
+    def held(self) -> int:
+        """Runs whose response has not left."""
+        return self.by_status[TaskStatus.HELD]
+
+    @property
+    def ready(self) -> int:
+        """Runs that wait for a worker."""
+        return self.by_status[TaskStatus.READY]
+
+    @property
+    def waiting(self) -> int:
+        """Runs that are due later."""
+        return self.by_status[TaskStatus.WAITING]
+
+    @property
+    def running(self) -> int:
+        """Runs that a worker has."""
+        return self.by_status[TaskStatus.RUNNING]
