@@ -12,12 +12,12 @@ the status 499, which is nginx' number for it.
 Rules of this file:
 
 - Bytes of the client are escaped: quotes, backslashes, and everything but printable ASCII. A
-  request target could otherwise close the quotes and forge a second line, or send control
-  sequences to the terminal on which the log is read.
+  request target could otherwise close the quotes and forge a second line, or send control sequences
+  to the terminal on which the log is read.
 - The record carries its parts as attributes (`PARTS`), so that a formatter can write them as
   fields. `JsonFormatter` does.
-- Nothing here configures logging. "minibg.access" is an ordinary logger, and a filter or handler
-  of the application that raises does not reach the server (`minibg.log`).
+- Nothing here configures logging. "minibg.access" is an ordinary logger, and a filter or handler of
+  the application that raises does not reach the server (`minibg.log`).
 
 Rejected: a format string as an option, as in Apache. A formatter of `logging` can write any format
 from the parts.
@@ -30,7 +30,8 @@ from minibg.log import SafeLogger
 
 logger = SafeLogger("minibg.access")
 
-#: Attributes of an access record: "host:port" or "-", the escaped request line, the status, bytes, seconds.
+#: Attributes of an access record: "host:port" or "-", the escaped request line, the status, bytes,
+#: seconds.
 PARTS = ("client", "request", "status", "bytes", "seconds")
 
 
@@ -41,7 +42,10 @@ def escaped(line: bytes) -> str:
 
 
 def log(client: tuple[str, int] | None, request: bytes, status: int, size: int, seconds: float) -> None:
-    """Write the line of one response. ``client`` is None on a Unix socket; ``size`` counts bytes."""
+    """Write the line of one response.
+
+    ``client`` is None on a Unix socket; ``size`` is bytes on the wire.
+    """
     name = f"{client[0]}:{client[1]}" if client else "-"
     parts = dict(zip(PARTS, (name, escaped(request), status, size, round(seconds, 6)), strict=True))
     logger.info('%(client)s "%(request)s" %(status)d %(bytes)d %(seconds).3f', parts, extra=parts)

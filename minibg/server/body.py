@@ -1,35 +1,37 @@
 """The bytes after a request head -> the request body. Pure.
 
-A body ends after Content-Length bytes, or with the last chunk (RFC 9112 §6.3). `Body` is a push parser:
-`feed` takes the bytes that have arrived and returns the part of them that is body. When ``complete`` is
-true, ``rest`` holds the bytes behind the end, which begin the next request.
+A body ends after Content-Length bytes, or with the last chunk (RFC 9112 §6.3). `Body` is a push
+parser: `feed` takes the bytes that have arrived and returns the part of them that is body. When
+``complete`` is true, ``rest`` holds the bytes behind the end, which begin the next request.
 
 h11 could read the body too, but it discards chunk extensions and the form of the trailers before a
-caller can look at them. A server has to refuse some of both (a bare CR, a folded line, control bytes,
-megabytes of either), and a second look at the same bytes beside h11 would be a second parser. One
-strict parser of sixty lines is less. The tests use h11 as the oracle: a body that is accepted here,
-h11 reads as the same body.
+caller can look at them. A server has to refuse some of both (a bare CR, a folded line, control
+bytes, megabytes of either), and a second look at the same bytes beside h11 would be a second
+parser. One strict parser of sixty lines is less. The tests use h11 as the oracle: a body that is
+accepted here, h11 reads as the same body.
 
 The following is refused, with 400 unless another status is given:
 
-- a size line that is not 1 to 16 hexadecimal digits and extensions by the grammar of RFC 9112 §7.1.1.
-  Blanks around ";" and "=" are part of that grammar; blanks before the end of the line are not;
-- a size line of more than `_LINE_LIMIT` bytes. No use of extensions is known; §7.1.1 says to ignore
-  them and to limit their total length. Extensions that exceed, in sum, the body and a header section
-  are 431: with chunks of one byte they would carry a hundred times what ``max_body`` allows;
+- a size line that is not 1 to 16 hexadecimal digits and extensions by the grammar of RFC 9112
+  §7.1.1. Blanks around ";" and "=" are part of that grammar; blanks before the end of the line are
+  not;
+- a size line of more than `_LINE_LIMIT` bytes. No use of extensions is known; §7.1.1 says to
+  ignore them and to limit their total length. Extensions that exceed, in sum, the body and a header
+  section are 431: with chunks of one byte they would carry a hundred times what ``max_body``
+  allows;
 - a chunk that does not end with CRLF, and a bare LF anywhere (§2.2);
-- trailers that are not fields. A trailer section larger than a header section may be is 431. Accepted
-  trailers are dropped: they may be merged into the headers only where the field allows it (§7.1.2),
-  and ASGI has no place for them;
+- trailers that are not fields. A trailer section larger than a header section may be is 431.
+  Accepted trailers are dropped: they may be merged into the headers only where the field allows it
+  (§7.1.2), and ASGI has no place for them;
 - a body larger than ``max_body`` (413), as soon as a size line announces it.
 
-One regular expression matches the end of a chunk together with the next size line. So a chunk costs one
-match, 0.4 microseconds: what one read of a socket can hold of the smallest chunks (43,000 in 256,000
-bytes) must not block the event loop. The first size line has no chunk before it; the parser starts with
-a CRLF of its own in front of the client's bytes.
+One regular expression matches the end of a chunk together with the next size line. So a chunk costs
+one match, 0.4 microseconds: what one read of a socket can hold of the smallest chunks (43,000 in
+256,000 bytes) must not block the event loop. The first size line has no chunk before it; the parser
+starts with a CRLF of its own in front of the client's bytes.
 
-Rejected: returning the body in the client's chunks. Chunks belong to the connection, and a proxy may
-divide them anew (RFC 9112 §7.1.1); and one message for all that has arrived is cheaper.
+Rejected: returning the body in the client's chunks. Chunks belong to the connection, and a proxy
+may divide them anew (RFC 9112 §7.1.1); and one message for all that has arrived is cheaper.
 """
 
 import re
@@ -44,7 +46,8 @@ _LINE_LIMIT = 256
 _TOKEN = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 #: RFC 9110 §5.6.4: a quoted-string.
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
-#: RFC 9112 §7.1.1: BWS ";" BWS name [ BWS "=" BWS value ], where the value is a token or a quoted-string.
+#: RFC 9112 §7.1.1: BWS ";" BWS name [ BWS "=" BWS value ], where the value is a token or a
+#: quoted-string.
 _EXTENSION = rb"[\t ]*;[\t ]*[%b]+(?:[\t ]*=[\t ]*(?:[%b]+|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
 #: The end of the data of a chunk, and the size and the extensions of the next.
 _CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})((?:%b)*)\r\n" % _EXTENSION)
@@ -90,8 +93,8 @@ class Body:
         return b"".join(pieces)
 
     def _read_chunks(self, data: bytes, pieces: list[bytes]) -> int:
-        """Collect the data of the chunks in ``pieces``. Return where the first incomplete line begins."""
-        # The loop runs once a chunk, and a client decides how small its chunks are: hence the local names.
+        """Collect the data of the chunks in ``pieces``. Return where the unread bytes begin."""
+        # Local names, because the loop runs once a chunk and the client chooses how small chunks are.
         match_chunk, max_body, at, left, size = _CHUNK.match, self._limits.max_body, 0, self.left, self._size
         while match := match_chunk(data, at + left):
             pieces.append(data[at : at + left])
@@ -100,7 +103,11 @@ class Body:
             left = int(digits, 16)
             size += left
             if extensions:
-                self._count_extensions(match, size)
+                self._extensions += len(extensions)
+                if len(match[0]) - 2 > _LINE_LIMIT:
+                    raise RequestRefused(BAD_REQUEST, "chunk size line too long")
+                if self._extensions > size + self._limits.max_header_bytes:
+                    raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "chunk extensions too large")
             if size > max_body:
                 raise RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "chunked body too large")
             if not left:
@@ -117,15 +124,8 @@ class Body:
         self.left, self._size = left, size
         return at
 
-    def _count_extensions(self, match: re.Match[bytes], size: int) -> None:
-        if len(match[0]) - 2 > _LINE_LIMIT:
-            raise RequestRefused(BAD_REQUEST, "chunk size line too long")
-        self._extensions += len(match[2])
-        if self._extensions > size + self._limits.max_header_bytes:
-            raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "chunk extensions too large")
-
     def _read_trailers(self, data: bytes, at: int) -> int:
-        """Check the complete lines from ``at`` on. Return where the first incomplete line begins."""
+        """Check the complete lines from ``at`` on. Return where the unread bytes begin."""
         while not self.complete:
             end = data.find(b"\n", at) + 1
             size = (end or len(data)) - at

@@ -1,11 +1,11 @@
 """A request head: the checks of RFC 9112 beyond those of h11, and the ASGI scope. Pure.
 
 h11 judges the head. Its Request event checks the grammar of the method, the target, the field names
-and values, and that there is one Host, one Content-Length and a known transfer coding. It is lenient
-on purpose where old software is sloppy. A server behind a proxy cannot be: wherever two parsers read
-the same bytes differently, a second request can hide inside the first (request smuggling). So this
-file checks the raw bytes before h11 sees them, and checks the event after. Each refusal cites its
-paragraph:
+and values, and that there is one Host, one Content-Length and a known transfer coding. It is
+lenient on purpose where old software is sloppy. A server behind a proxy cannot be: wherever two
+parsers read the same bytes differently, a second request can hide inside the first (request
+smuggling). So this file checks the raw bytes before h11 sees them, and checks the event after. Each
+refusal cites its paragraph:
 
 ===========================================  ======  ==============================================
 Refused                                      Answer  Reason
@@ -35,18 +35,18 @@ beyond the limit                             431
 ===========================================  ======  ==============================================
 
 Two decisions need more than the bytes of the head and are made by the connection
-(`minibg.server.protocol`): blank lines before a request are skipped (RFC 9112 §2.2, SHOULD), and the
-scheme of an absolute URI is compared with the connection's.
+(`minibg.server.protocol`): blank lines before a request are skipped (RFC 9112 §2.2, SHOULD), and
+the scheme of an absolute URI is compared with the connection's.
 
-Rules of this file: no state, no input or output. `RequestRefused` carries the status. Its text is for
-the log and is not sent: the sender of the bytes may be attacking the browser of another user.
+Rules of this file: no state, no input or output. `RequestRefused` carries the status. Its text is
+for the log and is not sent: the sender of the bytes may be attacking the browser of another user.
 
-Rejected: `h11.Connection` around the event. Made for one head and thrown away, its buffers and state
-machines take 13 of the 40 microseconds of a small request, the event takes 5; after the first check
-below only lines and colons are left to split. The tests use it as the oracle: a head that is accepted
-here, h11 reads as the same request. Rejected too: h11's size limit, which applies only while an event
-is incomplete, so that a head of any size passes in one packet; and a cache of parsed heads, which
-helps benchmarks, whose requests repeat, and little else.
+Rejected: `h11.Connection` around the event. Made for one head and thrown away, its buffers and
+state machines take 13 of the 40 microseconds of a small request, the event takes 5; after the first
+check below only lines and colons are left to split. The tests use it as the oracle: a head that is
+accepted here, h11 reads as the same request. Rejected too: h11's size limit, which applies only
+while an event is incomplete, so that a head of any size passes in one packet; and a cache of parsed
+heads, which helps benchmarks, whose requests repeat, and little else.
 """
 
 import re
@@ -68,7 +68,7 @@ class RequestRefused(Exception):
         super().__init__(why)
         #: The status of the answer.
         self.status = status
-        #: Fields that the answer has beside those of every answer.
+        #: Further header fields of the answer.
         self.headers = headers or []
 
 
@@ -98,9 +98,11 @@ _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9]\.[0-9])")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
 #: Fields that are about the message itself: its framing, its host, its connection.
 _MESSAGE_FIELDS = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
-#: Bytes for the method, two blanks, the version and CRLF in a request line. The longest registered method has 17.
+#: Bytes for the method, two blanks, the version and CRLF in a request line. The longest registered
+#: method has 17.
 _LINE_ROOM = 64
-#: RFC 9110 §15.5.6: a 405 MUST have Allow. CONNECT is refused before an application could provide it.
+#: RFC 9110 §15.5.6: a 405 MUST have Allow. CONNECT is refused before an application could provide
+#: it.
 _ALLOW = [(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]
 BAD_REQUEST = HTTPStatus.BAD_REQUEST
 
@@ -161,7 +163,8 @@ def _checked(event: h11.Request, limits: Limits) -> RequestHead:
     if len(event.target) > limits.max_target:
         raise RequestRefused(HTTPStatus.REQUEST_URI_TOO_LONG, "target too long")
     _check_target(event.method, event.target)
-    # 3. RFC 9112 §3.2: Host. h11 has refused a second Host, length or coding, so the last field is the only one.
+    # 3. RFC 9112 §3.2: Host. h11 has refused a second Host, length or coding, so the last field is
+    # the only one.
     headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
     own = {name: value for name, value in headers if name in _MESSAGE_FIELDS}
     host = own.get(b"host")
@@ -171,7 +174,8 @@ def _checked(event: h11.Request, limits: Limits) -> RequestHead:
     length = _body_length(own, http10=http10)
     if length is not None and length > limits.max_body:
         raise RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "declared body too large")
-    # 5. RFC 9110 §10.1.1: MUST ignore the expectation in HTTP/1.0, MAY ignore others than 100-continue.
+    # 5. RFC 9110 §10.1.1: MUST ignore the expectation in HTTP/1.0, MAY ignore others than
+    # 100-continue.
     expects = b"expect" in own and not http10 and b"100-continue" in members(headers, b"expect")
     # 6. RFC 9112 §9.3: keep-alive. The one of HTTP/1.0 is not supported, as in h11.
     close = http10 or (b"connection" in own and b"close" in members(headers, b"connection"))
@@ -208,8 +212,8 @@ def _check_target(method: bytes, target: bytes) -> None:
 def scope_of(request: RequestHead, constant: dict[str, Any]) -> dict[str, Any]:
     """Return the ASGI scope of a request (ASGI http 2.5, "HTTP Connection Scope").
 
-    ``constant`` holds the keys that all requests of a connection share. Its ``root_path`` is put before
-    the path, because a proxy that mounts the application there has removed it.
+    ``constant`` holds the keys that all requests of a connection share. Its ``root_path`` is put
+    before the path, because a proxy that mounts the application there has removed it.
     """
     target, headers = request.target, request.headers
     if target[:1] != b"/" and target != b"*":
@@ -228,7 +232,10 @@ def scope_of(request: RequestHead, constant: dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
-    """Return the path of an absolute-form target, and the headers with its authority as Host (RFC 9112 §3.2.2)."""
+    """Return the path of an absolute-form target, and the headers with its authority as Host.
+
+    RFC 9112 §3.2.2: the authority of the target replaces the Host field.
+    """
     absolute = _ABSOLUTE.fullmatch(target)
     assert absolute is not None
     authority, rest = absolute.groups()

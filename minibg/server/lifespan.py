@@ -1,30 +1,31 @@
 """The startup and shutdown conversation with the application (ASGI lifespan 2.0).
 
-The server calls the application once with a scope of type "lifespan", in an asyncio task that exists as
-long as the server serves. It sends "lifespan.startup" before the first connection is accepted, and
-"lifespan.shutdown" after the last one has ended. The application answers each with "complete" or
-"failed".
+The server calls the application once with a scope of type "lifespan", in an asyncio task that
+exists as long as the server serves. It sends "lifespan.startup" before the first connection is
+accepted, and "lifespan.shutdown" after the last one has ended. The application answers each with
+"complete" or "failed".
 
-- An application that raises an Exception or returns before it has answered the startup does not support
-  lifespan. The server goes on without it (the specification says MUST) and sends no shutdown.
-- "lifespan.startup.failed" is raised as `StartupFailed`, with the application's message. Many frameworks
-  send "failed" and then raise as well; that is one failure and is reported once.
-- SystemExit, KeyboardInterrupt and the other exceptions that are no Exception do not leave this file,
-  because an asyncio task that raises one of the first two ends the event loop at once. Before the answer
-  to the startup they are a failed startup; after it they are logged as any other error.
+- An application that raises an Exception or returns before it has answered the startup does not
+  support lifespan. The server goes on without it (the specification says MUST) and sends no
+  shutdown.
+- "lifespan.startup.failed" is raised as `StartupFailed`, with the application's message. Many
+  frameworks send "failed" and then raise as well; that is one failure and is reported once.
+- SystemExit, KeyboardInterrupt and the other exceptions that are no Exception do not leave this
+  file, because an asyncio task that raises one of the first two ends the event loop at once. Before
+  the answer to the startup they are a failed startup; after it they are logged as any other error.
 - A startup that hangs can be given up, by `hurry` or by cancelling `startup`. Either cancels the
   application and waits for its end, so nothing is left behind. The exception is an application that
   swallows its cancellation: it is named in the log and left running after `CANCEL_GRACE` seconds.
 - ``shutdown_failed`` is true after "lifespan.shutdown.failed", and after an error that ended the
   conversation once the startup was complete.
-- Each request gets a shallow copy of ``scope["state"]``, as the application has filled it during the
-  startup.
+- Each request gets a shallow copy of ``scope["state"]``, as the application has filled it during
+  the startup.
 - There is no deadline here. In minibg the tasks are drained inside the shutdown
-  (`minibg.after_response`), and the pool has deadlines of its own. A caller with a deadline ends its
-  wait with `give_up`.
+  (`minibg.after_response`), and the pool has deadlines of its own. A caller with a deadline ends
+  its wait with `give_up`.
 
-Rejected: an option to turn lifespan off or to require it. An application whose startup matters sends
-"failed".
+Rejected: an option to turn lifespan off or to require it. An application whose startup matters
+sends "failed".
 """
 
 import asyncio
@@ -38,7 +39,8 @@ from minibg.log import SafeLogger
 
 logger = SafeLogger("minibg.server")
 
-#: Seconds a cancelled application has for its ``finally`` blocks. There is no precedent; a rollback fits.
+#: Seconds a cancelled application has for its ``finally`` blocks: time for a rollback, without a
+#: precedent.
 CANCEL_GRACE = 5.0
 
 
@@ -77,9 +79,11 @@ class Lifespan:
             await self.give_up()
             raise StartupFailed(self._answer.get("message") or "the application did not say why")
 
-    def hurry(self) -> None:
-        """Give up a startup that has no answer: `startup` raises StartupFailed."""
-        self._fail_startup("given up while the application was starting")
+    def hurry(self, reason: str = "given up while the application was starting") -> None:
+        """Fail a startup that has no answer yet: `startup` raises StartupFailed with the reason."""
+        if not self._answer:
+            self._answer = {"type": "lifespan.startup.failed", "message": reason}
+            self.answered.set()
 
     def shutdown(self) -> None:
         """Send the shutdown. The application's answer, or its end, sets `answered`."""
@@ -90,7 +94,7 @@ class Lifespan:
             self._inbox.put_nowait({"type": "lifespan.shutdown"})
 
     async def give_up(self) -> None:
-        """Cancel the application if it still runs, and wait for its end for `CANCEL_GRACE` seconds."""
+        """Cancel the application if it still runs; wait `CANCEL_GRACE` seconds for its end."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=CANCEL_GRACE)
@@ -99,31 +103,22 @@ class Lifespan:
 
     async def _run(self) -> None:
         asgi = {"version": "3.0", "spec_version": "2.0"}
-        # The addresses are bound before the application starts, so it can print where it will be reached.
+        # The addresses are bound already, so the application can print where it will be reached.
         extensions = {"minibg.addresses": {"addresses": self._addresses}}
         scope = {"type": "lifespan", "asgi": asgi, "state": self._state, "extensions": extensions}
         try:
             await self._app(scope, self._inbox.get, self._send)
-        except BaseException as error:  # noqa: BLE001 - no application takes the server with it.
-            self._raised(error)
+        except BaseException as error:  # No application takes the server with it.
+            if not self._answer and isinstance(error, Exception):
+                logger.info("the application does not speak lifespan: %r", error)
+                return
+            self.hurry("the application raised " + "".join(traceback.format_exception_only(error)).strip())
+            # A failure that the application has reported is logged once, and a cancellation is ours.
+            known = self._answer["type"].endswith(".failed") or isinstance(error, asyncio.CancelledError)
+            self.shutdown_failed |= not known
+            level = logging.DEBUG if known else logging.ERROR
+            logger.log(level, "the lifespan of the application failed", exc_info=error)
         finally:
-            self.answered.set()
-
-    def _raised(self, error: BaseException) -> None:
-        """Record what the exception means at this point of the conversation."""
-        if not self._answer and isinstance(error, Exception):
-            logger.info("the application does not speak lifespan: %r", error)
-            return
-        self._fail_startup("the application raised " + "".join(traceback.format_exception_only(error)).strip())
-        # A failure that the application has reported is logged once. A cancellation is the server's own.
-        known = self._answer["type"].endswith(".failed") or isinstance(error, asyncio.CancelledError)
-        self.shutdown_failed |= not known
-        logger.log(logging.DEBUG if known else logging.ERROR, "the lifespan of the application failed", exc_info=error)
-
-    def _fail_startup(self, message: str) -> None:
-        """Answer the startup in place of the application, unless it has answered."""
-        if not self._answer:
-            self._answer = {"type": "lifespan.startup.failed", "message": message}
             self.answered.set()
 
     async def _send(self, message: Message) -> None:

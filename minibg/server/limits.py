@@ -26,8 +26,8 @@ request head, three none for the body, and none has a deadline for a client that
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-#: Bytes of a body that, moved within its deadline, renew the deadline. With the default of 30 s this is about
-#: 550 bytes a second, which a modem of 1990 reached.
+#: Bytes of a body that, moved within its deadline, renew the deadline. With the default of 30 s
+#: this is about 550 bytes a second, which a modem of 1990 reached.
 PROGRESS = 16 * 1024
 
 
@@ -37,31 +37,38 @@ def _option(default: float, help_text: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one client may take, and for how long. Raises ValueError for a limit that is not positive."""
+    """What one client may take, and for how long.
 
-    #: Seconds for a request head: from the connection, or from the first byte of a later head, to the head's end.
-    #: nginx allows 60, hyper 30; a head fits into one packet, which can be lost several times within ten seconds.
+    Raises ValueError for a limit that is not positive.
+    """
+
+    #: Seconds for a request head: from the connection, or from the first byte of a later head, to
+    #: the head's end. nginx allows 60, hyper 30; a head fits into one packet, which can be lost
+    #: several times within ten seconds.
     header_timeout: float = _option(10.0, "seconds for a request head to arrive")
-    #: Seconds for the next `PROGRESS` bytes of a request body. The time in which the application does not read is
-    #: not counted.
+    #: Seconds for the next `PROGRESS` bytes of a request body. The time in which the application
+    #: does not read is not counted.
     body_timeout: float = _option(30.0, "seconds without progress in a request body")
     #: Seconds in which the client must take the next `PROGRESS` bytes of a response.
     write_timeout: float = _option(30.0, "seconds without progress in a response")
-    #: Seconds an idle connection stays open. nginx' default. The 5 of Node and uvicorn is shorter than proxies keep
-    #: theirs (60 in nginx and AWS): such a proxy sends into a closed connection now and then, and answers 502.
+    #: Seconds an idle connection stays open. nginx' default. The 5 of Node and uvicorn is shorter
+    #: than proxies keep theirs (60 in nginx and AWS): such a proxy sends into a closed connection
+    #: now and then, and answers 502.
     keep_alive: float = _option(75.0, "seconds an idle connection is kept open")
     #: Bytes of the request target. RFC 9112 §3 recommends at least 8,000 octets for a request line.
     max_target: int = _option(8192, "bytes of a request target (414)")
-    #: Bytes of the header section, of the trailer section, or of chunk extensions beyond the size of their body.
-    #: Node allows 16 KiB, Tomcat 8, nginx 32.
+    #: Bytes of the header section, of the trailer section, or of chunk extensions beyond the size
+    #: of their body. Node allows 16 KiB, Tomcat 8, nginx 32.
     max_header_bytes: int = _option(32768, "bytes of a header section (431)")
     #: Header fields in one request. hyper stops at 100, nginx at 1,000 (for HTTP/2).
     max_headers: int = _option(100, "number of header fields (431)")
-    #: Bytes of a request body. nginx' 1 MiB is raised in most deployments; this limit is a guard, not a policy.
+    #: Bytes of a request body. nginx' 1 MiB is raised in most deployments; this limit is a guard,
+    #: not a policy.
     max_body: int = _option(100 * 1024 * 1024, "bytes of a request body (413)")
-    #: Open connections, idle ones included. A TLS connection counts from the end of its handshake, which asyncio
-    #: does before the server sees the client, and which has ``header_timeout`` seconds. As many again may exist
-    #: while they are refused. Beyond that the process's file descriptors are the bound: 1,024 by default on Linux.
+    #: Open connections, idle ones included. A TLS connection counts from the end of its handshake,
+    #: which asyncio does before the server sees the client, and which has ``header_timeout``
+    #: seconds. As many again may exist while they are refused. Beyond that the process's file
+    #: descriptors are the bound: 1,024 by default on Linux.
     max_connections: int = _option(1000, "open connections (503)")
     #: Seconds a stop waits for responses in flight. Docker kills after 10, Kubernetes after 30.
     graceful_timeout: float = _option(10.0, "seconds a stop waits for responses in flight")

@@ -1,30 +1,31 @@
 """Where the server listens: TCP, a Unix socket, an inherited descriptor; and the TLS context.
 
-The functions here bind. The server calls them before the application starts, so that an address in use
-is an OSError at once, and listens after the application has started, so that no client waits for an
-application that fails to start.
+The functions here bind. The server calls them before the application starts, so that an address in
+use is an OSError at once, and listens after the application has started, so that no client waits
+for an application that fails to start.
 
-- A host name may have several addresses ("localhost" has two). All are bound, to the same port, which
-  holds for port 0 too.
-- A Unix socket whose server is dead is replaced. One of a living server is an address in use like any
-  other, also while that server's application starts. (asyncio removes either, and the first server
-  loses its clients to the second.)
+- A host name may have several addresses ("localhost" has two). All are bound, to the same port,
+  which holds for port 0 too.
+- A Unix socket whose server is dead is replaced. One of a living server is an address in use like
+  any other, also while that server's application starts. (asyncio removes either, and the first
+  server loses its clients to the second.)
 - A descriptor (systemd's socket activation, a supervisor's socket) is used as it is.
 - An OSError of the system does not name the address or the file. `oserrors_about` adds it.
 
-Which of two servers gets a Unix socket. A connection attempt cannot tell a dead socket from one that is
-bound and does not listen yet: both are refused. So the probe is a datagram socket, which no stream
-socket accepts: the kernel refuses it (ECONNREFUSED) only if no process has the socket open, and reports
-the wrong type (EPROTOTYPE) otherwise. Between the probe and the bind two processes could still remove
-each other's socket; for these few system calls each holds a lock (flock) on the folder. The kernel
-releases it when a process dies, and no file is left behind.
+Which of two servers gets a Unix socket. A connection attempt cannot tell a dead socket from one
+that is bound and does not listen yet: both are refused. So the probe is a datagram socket, which no
+stream socket accepts: the kernel refuses it (ECONNREFUSED) only if no process has the socket open,
+and reports the wrong type (EPROTOTYPE) otherwise. Between the probe and the bind two processes
+could still remove each other's socket; for these few system calls each holds a lock (flock) on the
+folder. The kernel releases it when a process dies, and no file is left behind.
 
-Rejected: a lock file beside the socket. It has to be held as long as the server lives, and can neither
-be removed without a race nor left behind without a question. A socket bound under a temporary name and
-linked to its path: the link fails while a dead socket is there, and removing that one is the same race.
+Rejected: a lock file beside the socket. It has to be held as long as the server lives, and can
+neither be removed without a race nor left behind without a question. A socket bound under a
+temporary name and linked to its path: the link fails while a dead socket is there, and removing
+that one is the same race.
 
-Rejected too: SO_REUSEPORT. Two servers started on one port by mistake would share its requests, and each
-would seem to lose half of them.
+Rejected too: SO_REUSEPORT. Two servers started on one port by mistake would share its requests, and
+each would seem to lose half of them.
 """
 
 import errno
@@ -35,8 +36,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-#: Seconds of silence after which the kernel probes a connection. Linux keeps a connection that its program has closed
-#: for 60 (tcp_fin_timeout), and answers probes until then; an earlier probe would find nothing.
+#: Seconds of silence after which the kernel probes a connection. Linux keeps a connection that its
+#: program has closed for 60 (tcp_fin_timeout), and answers probes until then; an earlier probe
+#: would find nothing.
 KEEP_ALIVE_IDLE = 60
 
 
@@ -52,7 +54,7 @@ def oserrors_about(what: object) -> Iterator[None]:
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
     """Return a bound socket for each address of ``host``; an empty host means all addresses.
 
-    Raises OSError, and ValueError for a port that is none.
+    Raises OSError, and ValueError for an invalid port.
     """
     if not 0 <= port < 1 << 16:  # getaddrinfo takes any number, modulo 65,536.
         raise ValueError(f"{port} is not a port: 0 to 65535")
@@ -100,7 +102,10 @@ def bind_unix(path: str, permissions: int | None) -> socket.socket:
 
 
 def tls_context(certfile: str, keyfile: str | None, password: str | None) -> ssl.SSLContext:
-    """Return a context for TLS 1.2 or newer. Raises OSError for files that are missing or no certificate and key."""
+    """Return a context for TLS 1.2 or newer.
+
+    Raises OSError for files that are missing, or that are no certificate and key.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

@@ -1,29 +1,30 @@
 """Response messages of the application -> bytes on the wire. Pure.
 
-h11 reads requests here and does not write responses. Building its events, checking every header twice
-and walking its state machine costs 40 % of its time; this file needs one pass over the headers and one
-check of the finished head. The check is a count: without its visible bytes, a head must consist of as
-many pairs of CR and LF as lines were written. So no header value can end its line and begin another
-(response splitting), and no control byte leaves the process. Names are checked once each and
-remembered, since an application uses few. The tests use h11 as the oracle: whatever is written here,
-h11 as a client must read back as the same response.
+h11 reads requests here and does not write responses. Building its events, checking every header
+twice and walking its state machine costs 40 % of its time; this file needs one pass over the
+headers and one check of the finished head. The check is a count: without its visible bytes, a head
+must consist of as many pairs of CR and LF as lines were written. So no header value can end its
+line and begin another (response splitting), and no control byte leaves the process. Names are
+checked once each and remembered, since an application uses few. The tests use h11 as the oracle:
+whatever is written here, h11 as a client must read back as the same response.
 
 Rules of this file:
 
 - The server owns the message framing. The application's Transfer-Encoding is ignored (ASGI http,
-  "Response Start"). Its Content-Length is used, and enforced by the cycle (`minibg.server.cycle`); two
-  different ones are an error, two equal ones are sent as one (RFC 9110 §8.6). Of its Connection only
-  "close" has an effect.
+  "Response Start"). Its Content-Length is used, and enforced by the cycle (`minibg.server.cycle`);
+  two different ones are an error, two equal ones are sent as one (RFC 9110 §8.6). Of its Connection
+  only "close" has an effect.
 - A response has one Date and one Server line: the application's, or else the server's.
 - A response that must not have a body has none on the wire, whatever the application sends.
-- Errors are the application's (ValueError, TypeError) and are raised before the first byte is written.
+- Errors are the application's (ValueError, TypeError) and are raised before the first byte is
+  written.
 
-`_framing` chooses how the client learns where the body ends, in the order of RFC 9112 §6.3: no content
-for HEAD, 204, 205 and 304; a length if the application gave one, or if the first body message is also
-the last; chunks for HTTP/1.1; the end of the connection for HTTP/1.0.
+`_framing` chooses how the client learns where the body ends, in the order of RFC 9112 §6.3: no
+content for HEAD, 204, 205 and 304; a length if the application gave one, or if the first body
+message is also the last; chunks for HTTP/1.1; the end of the connection for HTTP/1.0.
 
-Rejected: a response object that collects headers and serialises itself. A function with all its inputs
-in its signature does the same and has no state to keep track of.
+Rejected: a response object that collects headers and serialises itself. A function with all its
+inputs in its signature does the same and has no state to keep track of.
 """
 
 import re
@@ -68,7 +69,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
-#: Stands for the request in the answer to bytes that are none.
+#: The request of an answer to bytes that are not a request.
 NO_REQUEST = RequestHead(b"", b"", [], http10=False, length=0, keep_alive=False, expects_continue=False)
 Fields = Iterable[Iterable[bytes]]
 
@@ -83,7 +84,7 @@ def response_head(
     - ``close``: the connection ends after this response, whatever the headers say.
     - ``date``: the value of Date (RFC 9110 §5.6.7).
 
-    Raises ValueError for a header that HTTP cannot express, and TypeError for one that is not bytes.
+    Raises ValueError for a header that HTTP cannot express, TypeError for one that is not bytes.
     """
     lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
     own = {b"date": date, b"server": b"minibg"}
@@ -124,7 +125,10 @@ def _lowered(name: bytes) -> bytes:
 def _framing(
     request: RequestHead, status: int, body_size: int | None, declared_length: bytes | None
 ) -> tuple[Framing, int | None]:
-    """Return the framing, and the Content-Length to send or None. A numbered procedure, as RFC 9112 §6.3 is."""
+    """Return the framing, and the Content-Length to send or None.
+
+    A numbered procedure, as RFC 9112 §6.3 is. Raises ValueError for a Content-Length that is none.
+    """
     if declared_length is not None and not declared_length.isdigit():
         raise ValueError(f"not a Content-Length: {declared_length!r}")
     length = body_size if declared_length is None else int(declared_length)
@@ -134,7 +138,8 @@ def _framing(
     # 2. RFC 9110 §15.3.6: 205 has no content, and the client has to see where it ends.
     if status == 205:
         return Framing.NONE, 0
-    # 3. HEAD and 304 have no content. A Content-Length is the one of the GET, which only the application knows.
+    # 3. HEAD and 304 have no content. A Content-Length is the one of the GET, which only the
+    # application knows.
     if request.method == b"HEAD" or status == 304:
         return Framing.NONE, length if declared_length else None
     # 4. The length is known.
@@ -154,11 +159,12 @@ def chunk(data: bytes, *, last: bool) -> bytes:
 
 
 def plain_response(status: HTTPStatus, date: bytes, request: RequestHead, headers: Fields = ()) -> bytes:
-    """Return a complete answer of the server itself: text that names the status, and "connection: close".
+    """Return a complete answer of the server itself: a text that names the status.
 
     It always ends the connection, because the bytes after a refused request cannot be trusted.
     """
-    # RFC 9110 §15.5, §15.6: SHOULD explain the error; §15.6.6: a 505 SHOULD name the versions that are supported.
+    # RFC 9110 §15.5, §15.6: SHOULD explain the error; §15.6.6: a 505 SHOULD name the versions that
+    # are supported.
     versions = ": use HTTP/1.1 or HTTP/1.0" if status is HTTPStatus.HTTP_VERSION_NOT_SUPPORTED else ""
     body = f"{status.phrase}{versions}\n".encode()
     fields = [(b"content-type", b"text/plain; charset=utf-8"), *headers]

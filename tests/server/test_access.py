@@ -18,7 +18,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [re.sub(r"^127.0.0.1:\d+|\d\.\d{3}$", "*", re.sub(r"\d\.\d{3}$", "*", line)) for line in found]
 
 
-async def test_a_line_tells_client_request_status_bytes_and_seconds(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_line_has_client_request_status_bytes_and_seconds(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with connected(echo) as client:
         await client.send(GET + b'POST /a%0a" HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi')
@@ -83,11 +83,11 @@ async def test_without_an_access_log_there_is_no_line(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize(
     ("raw", "shown"), [(b"GET / x", "GET / x"), (b'"\\', '\\"\\\\'), (b"\r\n\t\0\x1b\xff", r"\r\n\t\x00\x1b\xff")]
 )
-def test_what_a_client_sent_is_escaped(raw: bytes, shown: str) -> None:
+def test_bytes_of_the_client_are_escaped(raw: bytes, shown: str) -> None:
     assert escaped(raw) == shown
 
 
-async def test_json_has_the_parts_of_an_access_line_and_the_text_of_the_others() -> None:
+async def test_json_has_the_parts_of_an_access_record_and_the_message_of_others() -> None:
     stream: list[dict[str, object]] = []
 
     class Collector(logging.Handler):

@@ -322,7 +322,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[str, int]]:
-    """Each server's port. The sockets listen before the servers are there: who connects early waits."""
+    """Return each server's port. The sockets listen before the servers run, so an early client waits."""
     with ExitStack() as stack:
         ports = {}
         for name, run in RUNS.items():

@@ -105,7 +105,7 @@ async def test_100_continue_is_left_out_for_a_body_that_is_there() -> None:
 @requirement(
     "RFC 9110 §10.1.1",
     "MUST",
-    "A final response instead of 100 Continue comes at once, and ends the connection, as nobody knows whether a body follows.",
+    "A final response instead of 100 Continue comes at once, and ends the connection, as it is unknown whether a body follows.",
 )
 async def test_a_final_response_instead_of_100_continue() -> None:
     async with connected(deaf) as client:
@@ -293,7 +293,7 @@ async def test_405_has_allow() -> None:
 @requirement(
     "RFC 9110 §15.6.1",
     "chosen",
-    "An application that fails before its response is a 500 that tells nothing of the failure.",
+    "An application that fails before its response is a 500 without any detail of the failure.",
 )
 async def test_a_failure_is_a_500() -> None:
     @without_lifespan
@@ -340,7 +340,7 @@ async def test_a_response_cannot_be_split(field: tuple[bytes, bytes]) -> None:
 
 @requirement("RFC 9110 §8.6", "MUST", "A Content-Length of the application that is no number is not sent: 500.")
 @pytest.mark.parametrize("value", [b"", b"+2", b"-2", b"2.0", b"two", b"2, 2", b" 2"], ids=repr)
-async def test_a_length_of_the_application_that_is_none(value: bytes) -> None:
+async def test_an_invalid_length_of_the_application(value: bytes) -> None:
     assert await answered(GET, with_headers((b"content-length", value))) == refused(500)
 
 

@@ -13,7 +13,7 @@ from tests.server.wire import connected, without_lifespan
 
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
-#: What is smuggled in, if anybody takes it for a request; and what ends the connections of the others.
+#: The request that a wrong body end would smuggle in. It also ends the connection of accepted requests.
 NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 NEXT_ANSWER = ok(b"GET /next 1.1 []", close=True)
 
@@ -93,7 +93,7 @@ async def test_the_same_length_twice_is_one(lengths: bytes) -> None:
     [b"+5", b"-5", b"5.0", b"0x5", b"5 5", b"five", b"", b",", b"5,", b",5", b"5;", b"1_0", b"\xb2", b"5e0"],
     ids=repr,
 )
-async def test_a_length_that_is_none_is_refused(length: bytes) -> None:
+async def test_an_invalid_length_is_refused(length: bytes) -> None:
     assert await answered(POST + b"Content-Length: " + length + b"\r\n\r\nhello" + NEXT) == refused(400)
 
 
@@ -292,10 +292,10 @@ async def test_a_wrong_length_becomes_a_500(messages: list[Message]) -> None:
 @requirement(
     "RFC 9110 §8.6",
     "MUST",
-    "A body that turns out longer or shorter than the Content-Length that was sent is cut by a reset.",
+    "A body that turns out longer or shorter than the Content-Length that was sent ends with a reset.",
 )
 @pytest.mark.parametrize("last", [b"", b"cd"], ids=["short", "long"])
-async def test_a_body_of_the_wrong_length_is_cut(last: bytes) -> None:
+async def test_a_body_of_the_wrong_length_ends_with_a_reset(last: bytes) -> None:
     app = responding({"body": b"ab", "more_body": True}, {"body": last}, headers=[(b"content-length", b"3")])
     async with connected(app) as client:
         await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" + NEXT)
@@ -328,7 +328,7 @@ async def test_a_chunked_body(chunks: bytes, body: bytes) -> None:
 
 
 @requirement(
-    "RFC 9112 §7.1", "SHOULD", "A size that is none, or too large for the parser, ends the connection with 400."
+    "RFC 9112 §7.1", "SHOULD", "An invalid size, or one too large for the parser, ends the connection with 400."
 )
 @pytest.mark.parametrize(
     "size", [b"", b"g", b"0x1", b"+1", b"-1", b" 1", b"1.0", b"1 1", b"1_1", b"\xb2", b"0" * 17, b"f" * 17], ids=repr
@@ -506,7 +506,9 @@ async def test_an_incomplete_request_is_refused(data: bytes) -> None:
     "request_bytes", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"], ids=["chunks", "connection end"]
 )
 @pytest.mark.parametrize("headers", [[], [(b"content-length", b"5")]], ids=["unknown", "length"])
-async def test_an_incomplete_response_is_cut(request_bytes: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+async def test_an_incomplete_response_ends_with_a_reset(
+    request_bytes: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
     async with connected(responding({"body": b"ab", "more_body": True}, headers=headers)) as client:
         await client.send(request_bytes)
         assert await client.is_reset()

@@ -1,6 +1,6 @@
 """RFC 9112: message format, request line, target, Host and header fields.
 
-What stands before the body. Each request is sent whole and byte by byte (`answered`), and the answer is compared to its
+The part of a message before its body. Each request is sent whole and byte by byte (`answered`), and the answer is compared to its
 last byte. Requests that are accepted ask for the end of the connection, so that the answer has an end.
 """
 
@@ -102,7 +102,7 @@ async def test_noise_is_refused(data: bytes) -> None:
     [b"http/1.1", b"HTTP/1", b"HTTP/11.1", b"HTTP/1.10", b"HTTP/1,1", b"HTTP/ 1.1", b"HTTPS/1.1", b"HTTP/1.x", b"1.1"],
     ids=repr,
 )
-async def test_a_version_that_is_none_is_refused(version: bytes) -> None:
+async def test_an_invalid_version_is_refused(version: bytes) -> None:
     assert await answered(b"GET / " + version + b"\r\n" + END) == refused(400)
 
 
@@ -184,7 +184,7 @@ async def test_a_target_of_the_limit_is_accepted() -> None:
 @requirement(
     "RFC 9112 §3",
     "chosen",
-    "A request line whose method alone is too long is refused with 414, where 501 SHOULD be: nobody can know yet that it is a method.",
+    "A request line whose method alone is too long is refused with 414, where 501 SHOULD be: it is not yet known to be a method.",
 )
 async def test_an_endless_method_is_refused() -> None:
     assert await answered(b"A" * 200, max_target=32) == refused(414)
@@ -200,9 +200,7 @@ async def test_a_method_that_is_no_token_is_refused(method: bytes) -> None:
     assert await answered(method + b" / HTTP/1.1\r\n" + END) == refused(400)
 
 
-@requirement(
-    "RFC 9112 §3.1", "chosen", "A method nobody has registered reaches the application, which may answer 405 or 501."
-)
+@requirement("RFC 9112 §3.1", "chosen", "An unregistered method reaches the application, which may answer 405 or 501.")
 @pytest.mark.parametrize("method", [b"PROPFIND", b"M-SEARCH", b"X!#$%&'*+-.^_`|~9"], ids=repr)
 async def test_an_unknown_method_reaches_the_application(method: bytes) -> None:
     assert await answered(method + b" / HTTP/1.1\r\n" + END) == ok(method + b" / 1.1 []", close=True)
@@ -388,7 +386,7 @@ async def test_options_asterisk() -> None:
 
 @requirement("RFC 9112 §3.2.4", "SHOULD", "asterisk-form is for OPTIONS alone: with another method 400.")
 @pytest.mark.parametrize("line", [b"GET *", b"OPTIONS *a", b"OPTIONS **", b"options *"], ids=repr)
-async def test_an_asterisk_that_is_none_is_refused(line: bytes) -> None:
+async def test_an_asterisk_with_another_method_is_refused(line: bytes) -> None:
     assert await answered(line + b" HTTP/1.1\r\n" + END) == refused(400)
 
 
@@ -433,7 +431,7 @@ async def test_a_blank_before_the_colon_is_refused(field: bytes) -> None:
     ],
     ids=repr,
 )
-async def test_whitespace_around_a_value_is_cut_off(field: bytes, value: bytes) -> None:
+async def test_whitespace_around_a_value_is_removed(field: bytes, value: bytes) -> None:
     [(scope, _)] = await understood(b"GET / HTTP/1.1\r\n" + field + b"\r\n" + END)
     assert scope["headers"][0] == (b"a", value)
 

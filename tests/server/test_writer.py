@@ -1,4 +1,4 @@
-"""Responses to bytes. h11 as a client is the oracle: it reads back what was meant."""
+"""Responses to bytes. h11 as a client is the oracle: it reads back the response that was meant."""
 
 from http import HTTPStatus
 
@@ -35,7 +35,7 @@ def test_a_head_is_these_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "body_size", "to", "framing", "told"),
+    ("status", "headers", "body_size", "to", "framing", "sent"),
     [
         (200, [], 5, request(), Framing.LENGTH, [b"content-length: 5"]),
         (200, [], None, request(), Framing.CHUNKED, [b"transfer-encoding: chunked"]),
@@ -58,13 +58,13 @@ def test_the_server_frames_the_message(
     body_size: int | None,
     to: RequestHead,
     framing: Framing,
-    told: list[bytes],
+    sent: list[bytes],
 ) -> None:
     found = response_head(to, status, headers, body_size, close=False, date=DATE)
     assert found.framing is framing
     names = (b"content-length", b"transfer-encoding", b"connection")
-    assert [line for line in found.data.split(b"\r\n") if line.lower().startswith(names)] == told
-    assert found.close is (b"connection: close" in told)
+    assert [line for line in found.data.split(b"\r\n") if line.lower().startswith(names)] == sent
+    assert found.close is (b"connection: close" in sent)
 
 
 def test_there_is_one_date_and_one_server() -> None:
