@@ -1,8 +1,8 @@
 """The README: its code runs, its diagram is drawn from the code, its links lead somewhere.
 
-A link to a file of this repository may name a function, a method or a test after the ``#``, as in
-``minibg/background/queue.py#Queue.get``; the name has to exist there. A link without a file leads
-to a heading of the README. So a function that is renamed fails here, and not at a reader's.
+A link to a file of this repository may name a function, a method or a test after the ``#``; the name
+has to exist in the file. A link without a file leads to a heading of the README. So renaming a
+function fails a test. The references of the explained sections are those of `test_explain`.
 
 The cells of the comparison that are about FastAPI are shown here too, by the smallest application
 that shows them. It is called as an ASGI callable: the comparison does not depend on the server.
@@ -31,10 +31,6 @@ LINKS = sorted({*re.findall(r"\]\(([^):]+)\)", README.read_text())})
 
 
 # --- its code, its diagram, its links ---
-
-
-def test_it_is_short() -> None:
-    assert len(README.read_text().splitlines()) < 350
 
 
 def diagram() -> str:

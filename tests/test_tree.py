@@ -4,7 +4,7 @@ Sizes are lines of code: docstrings, comments and blank lines are not counted, b
 the package is for.
 
 - *The path* is what a reader has to know to follow a task from the first byte to its end: the files
-  that the README's twelve steps lead to.
+  that the README's table of the twelve moments links to.
 - *The core* is all that is needed to run a task after a response: `background` without its
   `journal`, `server`, `web`, and the three files that they share. The journal on disk, the command,
   the monitor and the engines stand beside it: a pool works without them.
@@ -85,8 +85,8 @@ def size(files: set[Path]) -> int:
 
 
 def path() -> set[Path]:
-    """Return the files that the README's time line of one request links to."""
-    section = re.search(r"^## .*(?:path of one request).*\n([^\0]*?)^## ", README.read_text(), re.MULTILINE)
+    """Return the files that the README's section on the path of one request links to."""
+    section = re.search(r"^## The path of one request\n([^\0]*?)^## ", README.read_text(), re.MULTILINE)
     assert section is not None
     return {ROOT / file for file in re.findall(r"\]\((minibg/[\w/]+\.py)\b", section[1])}
 
