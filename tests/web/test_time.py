@@ -80,10 +80,10 @@ async def test_the_parameters_of_a_handler(unit: str) -> None:
 
 
 COOKIES = {
-    "escapes": 'a="' + filled("\\\\", HEAD, '"'),
-    "octal escapes": 'a="' + filled("\\012", HEAD, '"'),
-    "bad escapes": 'a="' + filled("\\9", HEAD, '"'),
-    "no end": 'a="' + filled("\\0", HEAD),
+    "escapes": 'a="' + filled("\\\\", HEAD - 3, '"'),
+    "octal escapes": 'a="' + filled("\\012", HEAD - 3, '"'),
+    "bad escapes": 'a="' + filled("\\9", HEAD - 3, '"'),
+    "no end": 'a="' + filled("\\0", HEAD - 3),
     "many": filled("a=1;", HEAD),
     "many quoted": filled('="";', HEAD),
     "separators": filled(";", HEAD),
@@ -93,7 +93,7 @@ COOKIES = {
 
 @pytest.mark.parametrize("value", COOKIES.values(), ids=COOKIES)
 async def test_cookies(value: str) -> None:
-    assert await seconds(looking(lambda r: r.cookies), "GET", "/", headers={"Cookie": value[:HEAD]}) < BOUND
+    assert await seconds(looking(lambda r: r.cookies), "GET", "/", headers={"Cookie": value}) < BOUND
 
 
 CONTENT_TYPES = {
