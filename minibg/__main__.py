@@ -1,4 +1,4 @@
-"""The command: ``minibg module:app``, and ``minibg tasks FILE`` (`minibg.tasks`).
+"""The command: ``minibg module:app``, and ``minibg tasks FILE`` (`minibg.tasks_command`).
 
 The options are read from `Server`, `Limits` and `Pool`: name, default, and type are theirs, so the command cannot
 differ from ``serve()``. What is not theirs is below: how the application is found, the loop, the logging.
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, serve, and exit with the right code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["tasks"]:
-        from minibg import tasks  # noqa: PLC0415 - needs fcntl, which does not exist everywhere.
+        from minibg import tasks_command  # noqa: PLC0415 - needs fcntl, which does not exist everywhere.
 
-        return tasks.main(arguments[1:])
+        return tasks_command.main(arguments[1:])
     options = vars(parser().parse_args(arguments))
     level = options.pop("log_level").upper()
     _configure_logging(level, options.pop("log_format"))

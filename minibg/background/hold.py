@@ -99,9 +99,10 @@ class BackgroundTasks:
     async def commit(self) -> None:
         """Accept the runs that are held so far, for good. Raises NotAccepted; then none of them is accepted."""
         self._free_reserved()
-        while pending := [run for run in self._runs if run not in self._committed]:  # More may come while it waits.
-            await self.pool.admission.commit(pending)
-            self._committed.update(pending)
+        while not self._committed.issuperset(self._runs):  # More may come while it waits.
+            runs = list(self._runs)  # All of them: in the journal they are one batch.
+            await self.pool.admission.commit(runs)
+            self._committed.update(runs)
 
     def release(self) -> None:
         """Hand the runs to the workers: the response has left."""

@@ -46,8 +46,8 @@ class Journal(Protocol):
     def answer(self, request: Request, refusal: str | None = None) -> None:
         """Answer a request: None means that it is done, a sentence why it is not."""
 
-    def revive(self, id: str) -> Run:
-        """Return a FAILED run as a new run, HELD and without attempts. Raises LookupError with a sentence."""
+    async def revive(self, id: str) -> Run:
+        """Wait until what has happened is written, and return a FAILED run as a new run, HELD and without attempts. Raises LookupError with a sentence."""
 
     async def close(self, timeout: float, *, keep_lock: bool = False) -> None:
         """Write what is left, for at most ``timeout`` seconds, and let another process own the file.
@@ -85,7 +85,7 @@ class InMemory:
     def answer(self, request: Request, refusal: str | None = None) -> None:
         """Answer nothing: there are no requests."""
 
-    def revive(self, id: str) -> NoReturn:
+    async def revive(self, id: str) -> NoReturn:
         raise LookupError(f"{id} cannot be retried: without a journal, the arguments of a finished run are not kept")
 
     async def close(self, timeout: float, *, keep_lock: bool = False) -> None:

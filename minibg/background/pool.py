@@ -300,9 +300,11 @@ class Pool:
         Raises LookupError, with a sentence, when it cannot be: it is unknown or not FAILED, its thread is still at work, or an
         unfinished run has its key; QueueFull, JournalFailed, PoolStopped.
         """
+        run = await self._journal.revive(id)
         if id in self._workers.running:
             raise LookupError(f"{id} cannot be retried: its last attempt is still in progress")
-        run = self._journal.revive(id)
+        if id in self._ledger.unfinished:
+            raise LookupError(f"{id} cannot be retried: it is retried already")
         if self._ledger.unfinished_with_key(run) is not None:
             raise LookupError(f"{id} cannot be retried: an unfinished run has its key {run.options.key!r}")
         self._ledger.forget(id)

@@ -1,0 +1,243 @@
+"""A call, its options and its record as JSON and columns, and back: pure functions, no I/O.
+
+**What can be stored.** A call of a `@task` function that can be found again by its name, with arguments that are
+JSON: the value that comes back from JSON equals the one that went in. A tuple, a set, a datetime, NaN and a dict with keys
+that are not strings do not come back equal, and are refused in ``add_task`` with a TypeError that names the argument. The task
+gets the value that came back, at its first attempt as after a crash: so a task that works in a test works after a
+restart, and a list that the handler changes later is not changed in the task.
+
+Of the options only those are stored that differ from the task's own. So a deploy that gives a task a longer
+timeout gives it to the stored runs too. The exception classes of a `Retry` are code, and are not stored: the decorated
+function has them.
+
+**What may be lost.** A return value is stored if it is short JSON, for the operator to look at. It is the task's own object,
+and its methods may raise anything: it is left out then.
+
+Pickle was rejected: reading it runs code that the file chooses, and a renamed class makes a row unreadable.
+"""
+
+import contextvars
+import functools
+import inspect
+import json
+import reprlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from minibg.background.journal.schema import Row
+from minibg.background.result import TaskError, TaskResult, TaskStatus
+from minibg.background.retry import Retry
+from minibg.background.run import Run, StoredRun
+from minibg.background.task import TASKS, Options, Task, innermost, kind_of
+
+#: NaN and Infinity are not JSON (RFC 8259 §6). A value that contains itself ends in a RecursionError; to look for one first
+#: would make every other value slower.
+STRICT = json.JSONEncoder(allow_nan=False, check_circular=False)
+#: Reads the text of STRICT, which has no white space around it: a quarter of the time of `json.loads`.
+READ = json.JSONDecoder().raw_decode
+#: A return value is stored if it is JSON of at most so many characters.
+VALUE_CHARACTERS = 10_000
+#: Options of a call that are stored if they differ from the task's own. ``key`` has a column; ``always`` and ``durable`` have done
+#: their work when a run is stored.
+OVERRIDES = ("timeout", "priority", "delay", "run_at", "retry")
+#: Seconds that stand for a wait without end (ten thousand years). Infinity is not JSON: a group with it could never be written.
+FOREVER = 3e11
+
+
+# --- a call ---
+
+
+def encode_call(run: Run) -> None:
+    """Make a run ready to be stored: set ``stored``, and the arguments that come back. Raises TypeError."""
+    name, called = run.result.name, innermost(run.function)
+    task = TASKS.get(name)
+    if task is None or not isinstance(called, Task) or called.function is not task.function:
+        raise TypeError(
+            f"{name} cannot be found again by its name, which a durable journal needs: decorate it with @task at the top of"
+            " its module, or opt out with @task(durable=False)"
+        )
+    key = run.options.key
+    if key is not None and ("\0" in key or key.encode(errors="replace").decode() != key):
+        raise TypeError(f"key={key!r} is no text that a file can hold")
+    text, (args, kwargs) = _encode_arguments(run)
+    overrides = "{}" if run.options is task.options else encode_overrides(run.options, task.options)
+    run.function, run.args, run.kwargs = called, tuple(args), kwargs
+    run.stored, run.result.durable = StoredRun(text, overrides), True
+
+
+def _encode_arguments(run: Run) -> tuple[str, Any]:
+    """Return the arguments as JSON, and as they come back. Raises TypeError, with the name of the argument."""
+    function, args, kwargs = run.function, list(run.args), run.kwargs
+    while isinstance(function, functools.partial):
+        args, kwargs = [*function.args, *args], {**function.keywords, **kwargs}
+        function = function.func
+    if (encoded := _round_trip([args, kwargs])) is not None:
+        return encoded
+    # Which argument is it? A call that does not fit the signature raises its own TypeError here.
+    call = inspect.signature(function).bind(*args, **kwargs)
+    for name, value in call.arguments.items():
+        variadic = call.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        if _round_trip(list(value) if variadic else value) is None:
+            shown = reprlib.repr(value)
+            raise TypeError(f"argument {name} of {run.result.name} is not JSON: {shown} would not come back")
+    raise TypeError(f"the arguments of {run.result.name} are not JSON")
+
+
+def _round_trip(value: object) -> tuple[str, Any] | None:
+    """Return a value as JSON, and what comes back; None unless that is equal."""
+    try:
+        text = STRICT.encode(value)
+        back, _ = READ(text)
+        return (text, back) if back == value else None
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def encode_overrides(options: Options, own: Options) -> str:
+    """Return the options of a call that differ from its task's own, as JSON. Raises TypeError."""
+    overrides = {name: getattr(options, name) for name in OVERRIDES}
+    overrides = {name: value for name, value in overrides.items() if value != getattr(own, name)}
+    if isinstance(overrides.get("run_at"), datetime):
+        overrides["run_at"] = overrides["run_at"].isoformat()
+    if isinstance(retry := overrides.get("retry"), Retry):
+        usual = own.retry or Retry()
+        if (retry.on, retry.give_up_on) != (usual.on, usual.give_up_on):
+            raise TypeError("using(retry=) with other exceptions than the task's own: a file cannot hold classes")
+        overrides["retry"] = {"attempts": retry.attempts, "base": retry.base, "cap": retry.cap}
+    return json.dumps(overrides)
+
+
+def decode_options(own: Options, row: Row, now: float) -> Options:
+    """Return the options of a stored run: its wait goes on from where it was. Raises for a row that was edited by hand."""
+    overrides = json.loads(row.overrides)
+    if overrides.get("run_at") is not None:
+        overrides["run_at"] = datetime.fromisoformat(overrides["run_at"])
+    if overrides.get("retry") is not None:
+        numbers = {name: overrides["retry"][name] for name in ("attempts", "base", "cap")}
+        overrides["retry"] = replace(own.retry or Retry(), **numbers)
+    options = replace(own, key=row.key, **overrides)
+    if row.status == TaskStatus.HELD:  # Its delay begins with its release, which is still to come.
+        return options
+    if row.status != TaskStatus.WAITING or row.due_at is None:
+        return replace(options, delay=None, run_at=None)
+    if row.wait_seconds is None:
+        return replace(options, delay=None, run_at=datetime.fromtimestamp(row.due_at, UTC))
+    # If the clock was set back meanwhile, the run does not wait longer than its delay was.
+    return replace(options, delay=max(0.0, min(row.due_at - now, row.wait_seconds)), run_at=None)
+
+
+# --- a run ---
+
+
+def decode_run(row: Row, now: float) -> Run:
+    """Return the run of a row, HELD. Raises for a row that was edited by hand, or whose task is not registered."""
+    if (task := TASKS.get(row.name)) is None:
+        raise LookupError("its task is not registered")
+    args, kwargs = json.loads(row.arguments)
+    run = Run(
+        function=task,
+        kind=kind_of(task),
+        args=tuple(args),
+        kwargs=dict(kwargs),
+        options=decode_options(task.options, row, now),
+        context=contextvars.Context(),
+        result=decode_result(row),
+    )
+    run.result.status = TaskStatus.HELD
+    run.stored = StoredRun(row.arguments, row.overrides, row.row, row.batch, row.uncounted_attempts)
+    return run
+
+
+def insert_fields(run: Run, stored: StoredRun) -> dict[str, Any]:
+    """Return the fields of an insert."""
+    result, origin = run.result, run.result.origin
+    if not origin.isascii():  # It may contain halves of surrogate pairs, which a file cannot hold.
+        origin = origin.encode(errors="backslashreplace").decode()
+    return {
+        "row": stored.row,
+        "id": result.id,
+        "batch": stored.batch,
+        "name": result.name,
+        "arguments": stored.arguments_json,
+        "overrides": stored.option_overrides,
+        "key": run.options.key,
+        "origin": origin,
+        "added_at": result.added,
+    }
+
+
+def update_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
+    """Return the fields of an update to READY or WAITING."""
+    due_at, wait_seconds = _due(run, now)
+    return {
+        "row": stored.row,
+        "batch": stored.batch,
+        "status": run.result.status,
+        "due_at": due_at,
+        "wait_seconds": wait_seconds,
+        "released_at": run.result.released,
+    }
+
+
+def end_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
+    """Return the fields of the end of an attempt: a final status, or WAITING for a retry."""
+    result = run.result
+    due_at, wait_seconds = _due(run, now)
+    return {
+        "row": stored.row,
+        "attempts": result.attempts,
+        "status": result.status,
+        "due_at": due_at,
+        "wait_seconds": wait_seconds,
+        "finished_at": result.finished,
+        "errors": _encode_errors(result.errors),
+        "return_value": _short_json(result.return_value),
+    }
+
+
+def _due(run: Run, now: float) -> tuple[float | None, float | None]:
+    """Return when a run is due, and how long it waits for that: None for a time of day, and for a run that does not wait."""
+    if run.result.status is not TaskStatus.WAITING:
+        return None, None
+    if run.options.run_at is not None and not run.result.attempts:
+        return run.options.run_at.timestamp(), None
+    wait_seconds = min(run.wait_seconds, FOREVER)
+    return now + wait_seconds, wait_seconds
+
+
+# --- a record ---
+
+
+def decode_result(row: Row) -> TaskResult[Any]:
+    """Return the record of a row. Raises for a row that was edited by hand."""
+    result: TaskResult[Any] = TaskResult(row.id, row.name, row.origin, row.added_at)
+    _ = result.added_at  # A time that no datetime can be made of raises here, and not in the reader's hands.
+    result.released, result.started, result.finished = row.released_at, row.started_at, row.finished_at
+    result.status, result.attempts, result.durable = TaskStatus(row.status), row.attempts, True
+    result.errors = tuple(_decode_error(**error) for error in json.loads(row.errors))
+    result.return_value = None if row.return_value is None else json.loads(row.return_value)
+    return result
+
+
+def _encode_errors(errors: Sequence[TaskError]) -> str:
+    return json.dumps([{**asdict(error), "at": error.at.timestamp()} for error in errors]) if errors else "[]"
+
+
+def _decode_error(at: float, **texts: Any) -> TaskError:
+    return TaskError(at=datetime.fromtimestamp(at, UTC), **texts)
+
+
+def _short_json(value: object) -> str | None:
+    if value is None:
+        return None
+    text = ""
+    try:
+        for part in STRICT.iterencode(value):
+            text += part
+            if len(text) > VALUE_CHARACTERS:
+                return None
+    except Exception:  # noqa: BLE001 - it is the task's own object: it may raise anything, or be changing.
+        return None
+    return text
