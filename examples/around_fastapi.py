@@ -14,12 +14,12 @@ You will see, on the server's side::
     mail to a@example.org
     cache refreshed
 
-`AfterResponse` is plain ASGI: it puts the tasks of a request into its scope, and runs the queue and its workers
-inside the application's lifespan, whoever the server is. FastAPI's own ``BackgroundTasks`` still exists and still
-runs inside the request; these do not: they have a queue with a limit, retries, a status, and a drain at the end.
+`AfterResponse` is plain ASGI. It puts the hold of a request into its scope, and runs the queue and its workers inside the
+application's lifespan, under every server. FastAPI's own ``BackgroundTasks`` still exists and still runs inside the
+request. The tasks of the hold have a bounded queue, retries, a status, and a drain at the end.
 
-One line makes a dependency of them, `tasks`. What only minibg's own server gives is the strict meaning of "after the
-response": that the kernel has taken its last byte, whatever middleware is between.
+One line makes a dependency of the hold: `tasks`. Only minibg's own server gives the strict meaning of "after the
+response": the kernel has taken the last byte, whatever middleware is in between.
 """
 
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Cancelling, and the honest answer to it.
+"""Cancelling a run, and how far that is possible in each status.
 
 Run it::
 
@@ -6,16 +6,16 @@ Run it::
 
 You will see::
 
-    one that stands in line: CANCELLED, then CANCELLED
-    one that is due later: CANCELLED, then CANCELLED
-    a coroutine that runs: REQUESTED, then CANCELLED
-    a thread that runs: RUNNING_IN_THREAD, then SUCCESSFUL
-    one that has finished: FINISHED, then SUCCESSFUL
-    one that nobody knows: UNKNOWN
+    a queued run: CANCELLED, then CANCELLED
+    a run that is due later: CANCELLED, then CANCELLED
+    a running coroutine: REQUESTED, then CANCELLED
+    a running thread: RUNNING_IN_THREAD, then SUCCESSFUL
+    a finished run: FINISHED, then SUCCESSFUL
+    an unknown id: UNKNOWN
 
-In each status ``cancel`` has its honest answer. What has not begun is cancelled for certain. A coroutine gets a
-CancelledError at the ``await`` where it stands, and may clean up. A thread cannot be stopped, so nothing is promised: it
-goes on, and its result counts.
+``pool.cancel(id)`` returns a `CancelOutcome`. A run that has not started is cancelled for certain. A running coroutine
+gets a CancelledError at its ``await`` and may clean up; `REQUESTED` says that it has been told. A thread cannot be
+stopped, so its run goes on, and its result counts.
 """
 
 import asyncio
@@ -40,26 +40,26 @@ def work(begun: threading.Event, end: threading.Event) -> str:
 async def nothing() -> None: ...
 
 
-async def cancel(pool: Pool, what: str, result: TaskResult[Any], end: threading.Event | None = None) -> None:
+async def cancel(pool: Pool, described: str, result: TaskResult[Any], end: threading.Event | None = None) -> None:
     outcome = pool.cancel(result.id)
     if end is not None:
         end.set()
-    print(f"{what}: {outcome.name}, then {(await result.wait()).status}")
+    print(f"{described}: {outcome.name}, then {(await result.wait()).status}")
 
 
 async def main() -> None:
     async with Pool(workers=1) as pool:
         begun, in_thread, end = asyncio.Event(), threading.Event(), threading.Event()
         coroutine = pool.enqueue(rest, begun)
-        await begun.wait()  # The only worker is taken.
-        await cancel(pool, "one that stands in line", pool.enqueue(nothing))
-        await cancel(pool, "one that is due later", pool.enqueue(nothing.using(delay=60)))
-        await cancel(pool, "a coroutine that runs", coroutine)
+        await begun.wait()  # The only worker is busy.
+        await cancel(pool, "a queued run", pool.enqueue(nothing))
+        await cancel(pool, "a run that is due later", pool.enqueue(nothing.using(delay=60)))
+        await cancel(pool, "a running coroutine", coroutine)
         thread = pool.enqueue(work, in_thread, end)
         await asyncio.to_thread(in_thread.wait)
-        await cancel(pool, "a thread that runs", thread, end)
-        await cancel(pool, "one that has finished", thread)
-        print(f"one that nobody knows: {pool.cancel('?').name}")
+        await cancel(pool, "a running thread", thread, end)
+        await cancel(pool, "a finished run", thread)
+        print(f"an unknown id: {pool.cancel('?').name}")
 
 
 if __name__ == "__main__":

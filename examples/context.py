@@ -1,4 +1,4 @@
-"""Context variables: a task sees those of its own request, and of nobody else's.
+"""Context variables: a task sees those of its own request, and of no other.
 
 Run it::
 
@@ -16,9 +16,9 @@ You will see::
     retried: request 2
     outside: none
 
-The contextvars of the moment of ``add_task`` or ``enqueue`` are those of the task: a request id that middleware has set
-is in the log lines of the tasks without being passed along. On the loop or in a thread, at the first attempt or the
-second, and whatever the worker has run before. What a task sets is gone when its attempt ends.
+A task runs in a copy of the context in which ``add_task`` or ``enqueue`` was called. A request id that middleware has set
+is therefore in the log lines of the tasks, without being passed along: on the event loop and in a thread, at the first
+attempt and at the second, and whatever the worker has run before. Changes that a task makes end with its attempt.
 """
 
 import asyncio

@@ -12,11 +12,11 @@ You will see::
     every second: run 1
     every second: run 2
 
-minibg has no parser for cron expressions, and no calendar: months, leap years and summer time are a library's work.
-What it has is ``run_at``, and the loop below is all that lies between: compute a moment, wait for the run, compute the
-next. It never overlaps itself, and moments that go by during a run are skipped, as with ``every``.
+minibg has no parser for cron expressions and no calendar: months, leap years and summer time are the work of a library.
+The loop in ``cron`` below is all that connects the two: compute a moment, wait for its run, compute the next one. It never
+overlaps itself, and moments that pass during a run are skipped, as with ``every``.
 
-A moment is computed with its time zone; ``run_at`` refuses one that has none.
+Each moment has a time zone; ``run_at`` refuses one without.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ async def report() -> None:
 
 
 async def cron(pool: Pool, trigger: CronTrigger, work: Task[[], Any]) -> None:
-    """Run a task at each moment of a trigger, until it is cancelled."""
+    """Run a task at each moment of the trigger, until this coroutine is cancelled."""
     now = datetime.now(UTC)
     while True:
         moment = trigger.get_next_fire_time(None, now)
         await pool.enqueue(work.using(run_at=moment)).wait()
-        # A timer may be a little early, and a moment comes once.
+        # A timer may fire a little early, and each moment counts once.
         now = max(datetime.now(UTC), moment + timedelta(microseconds=1))
 
 

@@ -1,4 +1,4 @@
-"""Later: in so many seconds, or at a time of day.
+"""A task that runs later: after some seconds, or at a time of day.
 
 Run it::
 
@@ -11,14 +11,14 @@ You will see::
     at a time
     not waited for: LOST
 
-``using`` gives a copy of a task with other options; the function's own arguments are never mixed with them. A task
-that waits takes a place in the queue and no worker. A task with a delay leaves its batch: the others of its response do
-not wait for it. Times of day are aware datetimes: a time without a zone is refused, because it means something else on
+``using`` returns a copy of a task with other options, which are never mixed with the function's own arguments. A task
+that is due later has a slot of the queue and occupies no worker. It leaves its batch: the other tasks of its response do
+not wait for it. Times of day are aware datetimes. A time without a zone is refused, because it means something else on
 the next machine.
 
-Again and again is `examples.every`.
+A task that repeats is shown in `examples.every`.
 
-The last line: when the pool stops, it does not wait for what is due after its drain timeout. It says so in the log.
+The last line: a pool that stops does not wait for a run that is due after its drain timeout. The log says so too.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Accepted means kept: a process that is killed in the middle of a mail, and the mail all the same.
+"""A task that was accepted survives a process that is killed in the middle of it.
 
 Run it::
 
@@ -13,17 +13,17 @@ You will see::
     the mail to a@example.org is sent
     stopped: 0
 
-The script starts this file as a server with a journal, registers somebody, kills the server with SIGKILL while the mail is on
-its way, and starts it again. By hand, in two terminals::
+The script starts this file as a server with a journal, registers an address, kills the server with SIGKILL during the
+mail, and starts it again. By hand, in two terminals::
 
     minibg examples.durable:app --journal tasks.db
     curl -X POST 'http://127.0.0.1:8000/register?email=a@example.org'
 
-then ``kill -9`` the server, look at what is left with ``minibg tasks tasks.db``, and start it again.
+then ``kill -9`` the server, look at the unfinished tasks with ``minibg tasks tasks.db``, and start it again.
 
-The answer left when the task was on disk, so the task outlives the process. What is promised is **at least once**: the first
-attempt was under way when the process died, and nobody can know how far it had come. Write tasks for which twice does
-no harm: here a mail server would see the same Message-ID twice, because it was made in the handler and is an argument.
+The answer left after the task was on disk, so the task outlives the process. The guarantee is **at least once**: the
+process died during the first attempt, and nothing can tell how far that had come. Write tasks for which running twice
+does no harm. Here a mail server would see the same Message-ID twice, because it is made in the handler and passed on.
 """
 
 import signal
@@ -55,7 +55,7 @@ async def register(email: str, background_tasks: BackgroundTasks) -> dict[str, s
 
 
 def start(journal: Path) -> tuple["subprocess.Popen[str]", str]:
-    """Start the server; give it and where it listens."""
+    """Start the server; return its process and its URL."""
     server = subprocess.Popen(
         [sys.executable, "-m", "minibg", "examples.durable:app", "--port", "0", "--journal", str(journal)],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Every so often: tasks on a schedule, and what becomes of the moments that are missed.
+"""Tasks on a schedule, and the moments that are missed.
 
 Run it::
 
@@ -11,12 +11,12 @@ You will see::
     run 3
     missed more than one moment: True
 
-``pool.every(f, seconds=60)`` enqueues ``f()`` like any other task, the first time one interval from the start. In an
+``pool.every(f, seconds=60)`` enqueues ``f()`` like any other task, the first time one interval after the start. In an
 application it is ``@app.every(seconds=60)`` above the function.
 
-- No overlap: while a run goes on, its next moments are missed.
-- The moments are counted from the schedule and not from the end of a run: 3 s every 60 s stay on the minute.
-- What is missed is skipped, counted in ``missed``, and named in the log, on stderr. It is never made up for.
+- Runs do not overlap: while one goes on, its next moments are missed.
+- Moments are counted from the schedule, not from the end of a run: 3 s of work every 60 s stay on the minute.
+- A missed moment is skipped, counted in ``missed``, and logged on stderr. It is not made up for.
 
 For "weekdays at half past four" see `examples.cron`.
 """

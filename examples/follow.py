@@ -1,4 +1,4 @@
-"""The timeline: every transition of every task, as it happens.
+"""The timeline: every transition of every run, as it happens.
 
 Run it::
 
@@ -14,9 +14,8 @@ You will see::
     mail    start    READY -> RUNNING
     mail    succeed  RUNNING -> SUCCESSFUL
 
-``pool.follow()`` is an asynchronous iterator of the transitions from now on, and ends when the pool has stopped. It
-is the list from which the log, the counts and the tests read. A slow follower holds nobody up: it loses the oldest
-transitions, and the next one says in ``missed`` how many.
+``pool.follow()`` is an asynchronous iterator of the transitions from now on. It ends when the pool has stopped. A slow
+follower delays nothing: it loses the oldest transitions, and the next one says in ``missed`` how many.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What FastAPI's documentation shows, with another import line.
+"""FastAPI's documentation of background tasks, with another import line.
 
 Run it::
 
@@ -13,9 +13,9 @@ You will see, in ``log.txt``::
     cache refreshed for a@example.org
     audit
 
-The first three are the tasks of one response and stand in the order they were added. The last one comes from a
-dependency, which has added it to the same request's tasks as the handler would. Everything below the import is as it
-would be for FastAPI: that is why it is less typed than the rest of this folder.
+The first three lines are the tasks of one response, in the order they were added. The last one is of a dependency, which
+adds to the tasks of its request as a handler does. Everything below the import is written as for FastAPI, and therefore
+less typed than the rest of this folder.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 # ruff: noqa: ANN001, ANN201, ARG001, B008, PTH123 - written as FastAPI's documentation writes it

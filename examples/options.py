@@ -1,4 +1,4 @@
-"""Options: what stands on a function, what is said at the call, and whose keywords are whose.
+"""Options of a function and options of a call, apart from the function's own arguments.
 
 Run it::
 
@@ -8,16 +8,16 @@ You will see::
 
     called as a function: a@example.org, timeout 3
     run as a task: mail, a@example.org, timeout 3
-    a copy has other options: True 10 60
-    a function of somebody else: math.factorial 120
-    a mistake is named: timeout= is a number of seconds above zero, not 0
+    a copy has other options: True 10.0 60.0
+    a function of a library: math.factorial 120
+    a mistake is named: timeout= is a number of seconds, above zero, not 0
 
-``@task`` makes a function a `Task` with a name and options; it is still called as before. ``using`` gives a copy with
-other options, for one call or for many. ``task(theirs)`` does it for a function that is not ours.
+``@task`` makes a function a `Task` with a name and options; it is still called as before. ``using`` returns a copy with
+other options, for one call or for many. ``task(f)`` does the same for a function of a library.
 
-Options and arguments never meet: ``timeout=3`` below is an argument of the function, in `add_task` and `enqueue` as in a
-call, and the timeout of the task is another thing. All of it is typed: mypy refuses a wrong argument, and knows that
-the first result's value is a string.
+Options and arguments never meet. ``timeout=3`` below is an argument of the function, in ``add_task`` and ``enqueue`` as in
+a call; the timeout of the task is another value. Both are typed: mypy refuses a wrong argument, and infers that the first
+result's value is a string.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ async def main() -> None:
         patient = send_mail.using(timeout=60)
         print("a copy has other options:", patient is not send_mail, send_mail.options.timeout, patient.options.timeout)
         factorial = await pool.enqueue(task(math.factorial).using(priority="high"), 5).wait()
-        print("a function of somebody else:", factorial.name, factorial.return_value)
+        print("a function of a library:", factorial.name, factorial.return_value)
         try:
             send_mail.using(timeout=0)
         except ValueError as error:

@@ -8,12 +8,12 @@ You will see::
 
     on the loop: 1 4 9
     in threads: True
-    a failure is one task's: FAILED ZeroDivisionError
+    a failure stops no other task: FAILED ZeroDivisionError
     finished: 7
 
-``async with`` opens the pool and, at its end, works off what is left: the seventh task is still on its way when the
-block ends. ``enqueue`` never waits; it gives back a `TaskResult`, which can be waited for, or not. Coroutine
-functions run on the loop, all others in threads of their own. The traceback of the failure is in the log, on stderr.
+``async with`` opens the pool, and drains it at the end: the seventh task still runs when the block ends. ``enqueue`` does
+not wait. It returns a `TaskResult`, which can be awaited or ignored. Coroutine functions run on the event loop, all others
+in threads. The traceback of the failure is in the log, on stderr.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ async def main() -> None:
         idents = {(await each.wait()).return_value for each in threads}
         print("in threads:", threading.get_ident() not in idents)
         failed = await pool.enqueue(divide, 1, by=0).wait()
-        print("a failure is one task's:", failed.status, failed.errors[0].type)
+        print("a failure stops no other task:", failed.status, failed.errors[0].type)
         pool.enqueue(square, 4)
     by_status = pool.statistics().by_status
     print("finished:", sum(count for status, count in by_status.items() if status.is_final))

@@ -1,4 +1,4 @@
-"""First of all: the two lanes of the queue.
+"""The two lanes of the queue: high before normal.
 
 Run it::
 
@@ -12,12 +12,12 @@ You will see::
     newsletter 2
     newsletter 3
 
-``priority="high"`` goes to the other of two lanes, which is always emptied first. Within a lane it is first in, first
-out. What runs already is not interrupted: high is the next, not the only.
+``priority="high"`` puts a task into the lane that workers empty first. Within a lane the order is first in, first out. A
+running task is not interrupted.
 
-There are two lanes and not ten, because nobody can say what a 6 is. The price: as long as high work keeps coming,
-normal work waits. ``pool.statistics().oldest_ready`` shows for how many seconds. It is the lane of the first task of a
-response that counts: the tasks of one response stay together.
+There are two lanes and not ten, because a middle number has no meaning that two teams agree on. The price: as long as
+high tasks keep coming, normal ones wait. ``pool.statistics().oldest_ready`` shows for how many seconds. The tasks of one
+response stay together, in the lane of the first.
 """
 
 import asyncio

@@ -11,16 +11,16 @@ You will see::
         attempt 2: ConnectionError the mail server is away
     away for good: FAILED after 3 attempts
     wrong address: FAILED after 1 attempts
-    says when itself: SUCCESSFUL after 2 attempts
+    chooses its own delay: SUCCESSFUL after 2 attempts
 
-- ``attempts`` counts the first. The delay before the next is random between zero and ``base``, then twice that, and
-  so on up to ``cap`` seconds: tasks that failed together do not come back together.
+- ``attempts`` counts the first. The delay before the next is random between zero and ``base`` seconds, then between zero
+  and twice that, and so on up to ``cap``: tasks that failed together do not come back together.
 - ``give_up_on`` names the errors that another attempt cannot cure.
-- ``RetryLater(after=)`` is for a task that knows better, because the other side has told it.
+- ``RetryLater(after=seconds)`` is for a task that was told when to come back.
 
-Without ``retry=`` there is one attempt. While a task waits, its worker is free, and the later tasks of the same
-response wait for it. The errors of the attempts stay in the `TaskResult`; the log, on stderr, has their tracebacks, with
-the task's name, its id, the number of the attempt, and the request it came from.
+Without ``retry=`` there is one attempt. While a task waits for its retry, its worker is free, and the later tasks of the
+same response wait for it. The errors of all attempts are in the `TaskResult`. The log, on stderr, has their tracebacks with
+the task's name, its id, the number of the attempt and the request that added it.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ RETRY = Retry(attempts=3, base=0.05, cap=1.0, give_up_on=(ValueError,))
 
 
 class MailServer:
-    """Refuses the first connections."""
+    """A mail server that refuses its first connections."""
 
     def __init__(self, away: int) -> None:
         self.away = away
@@ -58,19 +58,19 @@ async def send_politely(server: MailServer) -> None:
         raise RetryLater("come back in a moment", after=0.01) from error
 
 
-def tell(what: str, result: TaskResult[Any]) -> None:
-    print(f"{what}: {result.status} after {result.attempts} attempts")
+def show(described: str, result: TaskResult[Any]) -> None:
+    print(f"{described}: {result.status} after {result.attempts} attempts")
 
 
 async def main() -> None:
     async with Pool() as pool:
         result = await pool.enqueue(send, MailServer(away=2), "a@example.org").wait()
-        tell("away twice", result)
+        show("away twice", result)
         for error in result.errors:
             print(f"    attempt {error.attempt}: {error.type} {error.message}")
-        tell("away for good", await pool.enqueue(send, MailServer(away=9), "a@example.org").wait())
-        tell("wrong address", await pool.enqueue(send, MailServer(away=0), "example").wait())
-        tell("says when itself", await pool.enqueue(send_politely, MailServer(away=1)).wait())
+        show("away for good", await pool.enqueue(send, MailServer(away=9), "a@example.org").wait())
+        show("wrong address", await pool.enqueue(send, MailServer(away=0), "example").wait())
+        show("chooses its own delay", await pool.enqueue(send_politely, MailServer(away=1)).wait())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What became of it: looking up a run, waiting for it, and counting all of them.
+"""The record of a run: looking it up, waiting for it, and counting all runs.
 
 Run it::
 
@@ -7,19 +7,19 @@ Run it::
 You will see::
 
     at once: READY, 0 attempts
-    a wait that is too short: TimeoutError, and it is RUNNING
+    a wait that is too short: TimeoutError, and the run is RUNNING
     in the end: SUCCESSFUL, 1 attempts, returned 42
     looked up by its id: the same record
     counted: 1 ready, 1 running, 1 successful
     two runs later the first is forgotten: None
-    an id that nobody has heard of: None
+    an unknown id: None
 
-``enqueue`` and ``add_task`` give back a `TaskResult`, which changes as its run goes on. Its ``id`` is what a response
-gives to a client; ``pool.get(id)`` finds the record again, from any thread. ``wait`` waits for the end, and a timeout of
-``wait`` ends the waiting only. ``pool.statistics()`` is a frozen count of everything at one moment.
+``enqueue`` and ``add_task`` return a `TaskResult`, which changes as its run goes on. A response may contain its ``id``;
+``pool.get(id)`` returns the record again, from any thread. ``wait`` waits for the end of the run, and its timeout ends the
+waiting only. ``pool.statistics()`` is a frozen count of everything at one moment.
 
-Finished runs are kept by count and by age: 10,000 of them and an hour, unless told otherwise; two of them here. So
-memory stays bounded, and an unknown id is None, whether it is old or was never there.
+Finished runs are kept by count and by age: 10,000 of them for an hour, unless told otherwise; here two of them. So memory
+stays bounded, and `get` returns None both for a forgotten id and for one that never existed.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ async def main() -> None:
         try:
             await result.wait(timeout=0.01)
         except TimeoutError:
-            print(f"a wait that is too short: TimeoutError, and it is {result.status}")
+            print(f"a wait that is too short: TimeoutError, and the run is {result.status}")
         finish.set()
         await result.wait()
         print(f"in the end: {result.status}, {result.attempts} attempts, returned {result.return_value}")
@@ -61,7 +61,7 @@ async def main() -> None:
         finish.set()
         await pool.idle()
         print("two runs later the first is forgotten:", pool.get(result.id))
-        print("an id that nobody has heard of:", pool.get("?"))
+        print("an unknown id:", pool.get("?"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The end: what is worked off, what is cancelled, and what the report says.
+"""The stop of a pool: which runs finish, which are cancelled, and what the report says.
 
 Run it::
 
@@ -12,16 +12,15 @@ You will see::
     endless was RUNNING, became LOST
     tomorrow was WAITING, became LOST
 
-A pool that stops works off what is there, for ``drain_timeout`` seconds at the most: half a second here, 30 unless told
-otherwise. Then it cancels the coroutines that still run and *awaits* them, so that their cleanup finds everything open.
-What is due after the deadline is not waited for. `Pool.stop` gives back the report, and the log has the same, a line
-per task: nothing is lost in silence. But it is lost: the queue lives in memory.
+A pool that stops is drained: it finishes accepted runs for at most ``drain_timeout`` seconds, half a second here and 30
+unless told otherwise. Then it cancels the running coroutines and *awaits* them, so that their cleanup finds everything
+open. Runs that are due after the deadline are not waited for. `Pool.stop` returns a report, and the log has the same, one
+line for each run that did not finish. Here those are LOST, because the queue is in memory; with a journal they would run
+at the next start.
 
-A signal ends a server around it in phases, after its tasks and with 0: no new connections, then a response in flight
-finishes and the application after it, then the tasks. An application finds that the pool is open during startup, works
-after it, and is drained before the shutdown. A second signal gives up the phase that is waited for, and the third has its
-default effect. When a second signal gives up the drain, what still runs is cancelled, and a stuck task is named LOST. It
-does not keep the process: the threads of tasks are daemons.
+A signal stops a server in phases: no new connections, then the responses in flight finish, then the tasks, then the
+application shuts down, and the process exits with 0. A second signal goes on to the next phase: when it ends the drain,
+running tasks are cancelled. A third signal exits at once. A thread that never returns does not keep the process.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A task that may not take longer than so: what a timeout can do for a coroutine, and what it cannot for a thread.
+"""The timeout of a task: what it does to a coroutine, and what it cannot do to a thread.
 
 Run it::
 
@@ -10,12 +10,12 @@ You will see::
     thread: FAILED, still at work: 1, the next is READY
     thread has returned, still at work: 0, the next is SUCCESSFUL
 
-A coroutine is cancelled at its timeout, and awaited: its ``finally`` has run when the result is there. A thread
-cannot be cancelled, by nobody in Python. Its run is FAILED at once, so whoever waits for it knows; its worker stays
-taken until the thread returns, and ``statistics().overrunning_threads`` counts it. So give blocking calls a timeout
-of their own (``smtplib.SMTP(timeout=10)``), and let the task's be the longer one.
+A coroutine is cancelled at its timeout, and awaited: its ``finally`` has run before its result is there. Python cannot
+cancel a thread. Its run is FAILED at once, so a caller that waits for it knows; its worker stays busy until the thread
+returns, and ``statistics().overrunning_threads`` counts it. So give blocking calls a timeout of their own
+(``smtplib.SMTP(timeout=10)``), and make the one of the task longer.
 
-There is no timeout unless one is asked for. A task that runs for a minute is named in a warning.
+A task has no timeout unless it asks for one. One that runs for a minute is named in a warning.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The watchdog: a coroutine task that holds the loop is named, with the line it stands on.
+"""The watchdog: a coroutine task that blocks the event loop is named, with the line that does it.
 
 Run it::
 
@@ -6,17 +6,17 @@ Run it::
 
 You will see::
 
-    send_mail holds the loop for over 0.1 s:
-        it stands on: ask_the_mail_server(seconds=10)
-    nobody else could run meanwhile: True
+    send_mail blocks the event loop for over 0.1 s:
+        the line: ask_the_mail_server(seconds=10)
+    no other task could run meanwhile: True
     the same in a thread, warnings: 0
 
-A call that blocks in a coroutine stops everything: every connection, every other task. Nothing fails, all gets slow, and
-no traceback says why. The watchdog looks from a thread of its own: a task that has held the loop for 100 ms is named in
-a warning of the logger ``minibg.background``, once, with its stack of that moment. It is always on, and there is nothing
-to configure.
+A blocking call in a coroutine stops everything: every connection, every other task. Nothing fails, everything is slow, and
+there is no traceback. The watchdog samples the event loop from a thread of its own. A task that has blocked it for 100 ms
+is named in a warning of the logger ``minibg.background``, once, with its stack at that moment. It is always on and has no
+options.
 
-The remedy is one word. A plain ``def`` runs in a thread, where blocking harms nobody.
+The remedy is to leave out a word: a plain ``def`` runs in a thread, where blocking delays no other task.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from minibg import Pool, task
 
 
 class Printer(logging.Handler):
-    """Prints the first line of a warning, and the line of its stack that is the task's own."""
+    """Print the first line of a warning, and the line of its stack that belongs to the task."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -36,11 +36,11 @@ class Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         first, *stack = record.getMessage().splitlines()
-        name, _id, what = first.split(" ", 2)
-        print(name, what)
-        for place, line in pairwise(stack):
-            if place.endswith("in send_mail"):
-                print("    it stands on:", line.strip())
+        name, _id, words = first.split(" ", 2)
+        print(name, words)
+        for where, line in pairwise(stack):
+            if where.endswith("in send_mail"):
+                print("    the line:", line.strip())
         self.warned.set()
 
 
@@ -48,7 +48,7 @@ printer = Printer()
 
 
 def ask_the_mail_server(seconds: float) -> None:
-    """Some library's call that blocks. So that the lesson is short, it gives up when somebody complains."""
+    """Block, as a call of some library does. To keep the lesson short, it returns at the warning."""
     printer.warned.wait(seconds)
 
 
@@ -67,7 +67,7 @@ async def main() -> None:
     async with Pool() as pool:
         mail, other = pool.enqueue(send_mail), pool.enqueue(asyncio.sleep, 0)
         await other.wait()
-        print("nobody else could run meanwhile:", mail.is_finished)
+        print("no other task could run meanwhile:", mail.is_finished)
         printer.warned.clear()
         await pool.enqueue(send_mail_in_a_thread).wait()
         print("the same in a thread, warnings:", int(printer.warned.is_set()))

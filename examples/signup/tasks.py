@@ -1,21 +1,20 @@
-"""What happens after a registration: a mail, an audit line, a cache refresh.
+"""The tasks of a registration: a mail, an audit line, a cache refresh.
 
-Three functions, each a `@task`, so that a journal can keep them (``--journal tasks.db``). The mail wants more than the
-defaults: it is tried three times, and none of the attempts may take longer than half a minute. Nothing here knows of HTTP.
+Three functions, each a `@task`, so that a journal can keep them (``--journal tasks.db``). The mail has options: it is tried
+three times, and each attempt may take half a minute. Nothing here knows HTTP.
 
 Settings come from the environment, and are read when a task runs:
 
 - ``SMTP_URL``: ``smtp://user:password@host:587``, or ``smtps://`` for TLS from the start; smtp turns to TLS when the
   server offers it. Without the setting the mail becomes a file.
 - ``OUTBOX``: the folder of those files (``./outbox``).
-- ``MAIL_SECONDS``: how long a mail to a file takes (2), so that one can watch.
+- ``MAIL_SECONDS``: seconds that a mail to a file takes (2), so that a person can watch.
 - ``AUDIT_LOG``: the file of the audit lines (``audit.log`` in the outbox).
 
-A mail that is tried again may arrive twice: the server may have taken it and the answer been lost. Its Message-ID is
-made here and differs between attempts; a real service would make it once, in the handler, and pass it on.
+A mail that is tried again may arrive twice: the server may have accepted it and the answer been lost. Its Message-ID is
+made here and differs between attempts. A real service would make it once, in the handler, and pass it on.
 
-The mail is an `EmailMessage`: it raises ValueError for a header with a line break in it, whatever the handler let
-through.
+The mail is an `EmailMessage`, which raises ValueError for a line break in a header, whatever the handler let through.
 """
 
 import os
@@ -30,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 
 from minibg import Retry, task
 
-#: The answer to "how many have registered?", so that nobody has to read the audit log for it.
+#: The number of registrations, so that a request for it need not read the audit log.
 cache = {"registrations": 0}
 
 
@@ -42,7 +41,7 @@ def outbox() -> Path:
 
 @task(retry=Retry(attempts=3, base=1.0), timeout=30)
 def send_welcome_email(address: str) -> str:
-    """Send the mail, or write it to a file. Gives back where it went."""
+    """Send the mail, or write it to a file. Return the host or the file."""
     message = EmailMessage()
     message["From"] = "welcome@example.org"
     message["To"] = address
@@ -73,7 +72,7 @@ def _to_server(message: EmailMessage, url: str) -> str:
 
 
 def _connect(scheme: str, host: str, port: int, tls: ssl.SSLContext) -> smtplib.SMTP:
-    """Port 0 is the scheme's own."""
+    """Connect; port 0 is the default of the scheme."""
     if scheme == "smtps":
         return smtplib.SMTP_SSL(host, port, timeout=10, context=tls)
     return smtplib.SMTP(host, port, timeout=10)
