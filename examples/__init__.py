@@ -1,7 +1,7 @@
 """Lessons: each file opens with how to run it and what you will see.
 
-Start with `signup`, the example of the README: a registration, its mail, and a page that shows them. Each of the others
-shows one capability:
+Start with `signup`, the example of the README: a registration, its mail, and a page that shows
+them. Each of the others shows one capability:
 
 - `hello`: FastAPI's documentation with another import line
 - `pool_alone`: the queue and its workers in a script, without HTTP

@@ -14,12 +14,13 @@ You will see, on the server's side::
     mail to a@example.org
     cache refreshed
 
-`AfterResponse` is plain ASGI. It puts the hold of a request into its scope, and runs the queue and its workers inside the
-application's lifespan, under every server. FastAPI's own ``BackgroundTasks`` still exists and still runs inside the
-request. The tasks of the hold have a bounded queue, retries, a status, and a drain at the end.
+`AfterResponse` is plain ASGI. It puts the hold of a request into its scope, and runs the queue and
+its workers inside the application's lifespan, under every server. FastAPI's own ``BackgroundTasks``
+still exists and still runs inside the request. The tasks of the hold have a bounded queue, retries,
+a status, and a drain at the end.
 
-One line makes a dependency of the hold: `tasks`. Only minibg's own server gives the strict meaning of "after the
-response": the kernel has taken the last byte, whatever middleware is in between.
+One line makes a dependency of the hold: `tasks`. Only minibg's own server gives the strict meaning
+of "after the response": the kernel has taken the last byte, whatever middleware is in between.
 """
 
 from typing import Annotated

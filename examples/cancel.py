@@ -13,9 +13,9 @@ You will see::
     a finished run: FINISHED, then SUCCESSFUL
     an unknown id: UNKNOWN
 
-``pool.cancel(id)`` returns a `CancelOutcome`. A run that has not started is cancelled for certain. A running coroutine
-gets a CancelledError at its ``await`` and may clean up; `REQUESTED` says that it has been told. A thread cannot be
-stopped, so its run goes on, and its result counts.
+``pool.cancel(id)`` returns a `CancelOutcome`. A run that has not started is cancelled for certain.
+A running coroutine gets a CancelledError at its ``await`` and may clean up; `REQUESTED` says that
+it has been told. A thread cannot be stopped, so its run goes on, and its result counts.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """Cron expressions: a library computes the next moment, ``run_at`` takes it.
 
-It needs APScheduler, of which it uses the trigger and nothing else: ``pip install 'apscheduler>=3.11,<4'``.
+It needs APScheduler, of which it uses the trigger and nothing else: ``pip install
+'apscheduler>=3.11,<4'``.
 
 Run it::
 
@@ -12,9 +13,10 @@ You will see::
     every second: run 1
     every second: run 2
 
-minibg has no parser for cron expressions and no calendar: months, leap years and summer time are the work of a library.
-The loop in ``cron`` below is all that connects the two: compute a moment, wait for its run, compute the next one. It never
-overlaps itself, and moments that pass during a run are skipped, as with ``every``.
+minibg has no parser for cron expressions and no calendar: months, leap years and summer time are
+the work of a library. The loop in ``cron`` below is all that connects the two: compute a moment,
+wait for its run, compute the next one. It never overlaps itself, and moments that pass during a run
+are skipped, as with ``every``.
 
 Each moment has a time zone; ``run_at`` refuses one without.
 """

@@ -11,14 +11,15 @@ You will see::
     at a time
     not waited for: LOST
 
-``using`` returns a copy of a task with other options, which are never mixed with the function's own arguments. A task
-that is due later has a slot of the queue and occupies no worker. It leaves its batch: the other tasks of its response do
-not wait for it. Times of day are aware datetimes. A time without a zone is refused, because it means something else on
-the next machine.
+``using`` returns a copy of a task with other options, which are never mixed with the function's own
+arguments. A task that is due later has a slot of the queue and occupies no worker. It leaves its
+batch: the other tasks of its response do not wait for it. Times of day are aware datetimes. A time
+without a zone is refused, because it means something else on the next machine.
 
 A task that repeats is shown in `examples.every`.
 
-The last line: a pool that stops does not wait for a run that is due after its drain timeout. The log says so too.
+The last line: a pool that stops does not wait for a run that is due after its drain timeout. The
+log says so too.
 """
 
 import asyncio

@@ -13,17 +13,19 @@ You will see::
     the mail to a@example.org is sent
     stopped: 0
 
-The script starts this file as a server with a journal, registers an address, kills the server with SIGKILL during the
-mail, and starts it again. By hand, in two terminals::
+The script starts this file as a server with a journal, registers an address, kills the server with
+SIGKILL during the mail, and starts it again. By hand, in two terminals::
 
     minibg examples.durable:app --journal tasks.db
     curl -X POST 'http://127.0.0.1:8000/register?email=a@example.org'
 
-then ``kill -9`` the server, look at the unfinished tasks with ``minibg tasks tasks.db``, and start it again.
+then ``kill -9`` the server, look at the unfinished tasks with ``minibg tasks tasks.db``, and start
+it again.
 
-The answer left after the task was on disk, so the task outlives the process. The guarantee is **at least once**: the
-process died during the first attempt, and nothing can tell how far that had come. Write tasks for which running twice
-does no harm. Here a mail server would see the same Message-ID twice, because it is made in the handler and passed on.
+The answer left after the task was on disk, so the task outlives the process. The guarantee is **at
+least once**: the process died during the first attempt, and nothing can tell how far that had come.
+Write tasks for which running twice does no harm. Here a mail server would see the same Message-ID
+twice, because it is made in the handler and passed on.
 """
 
 import signal

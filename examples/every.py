@@ -11,11 +11,12 @@ You will see::
     run 3
     missed more than one moment: True
 
-``pool.every(f, seconds=60)`` enqueues ``f()`` like any other task, the first time one interval after the start. In an
-application it is ``@app.every(seconds=60)`` above the function.
+``pool.every(f, seconds=60)`` enqueues ``f()`` like any other task, the first time one interval
+after the start. In an application it is ``@app.every(seconds=60)`` above the function.
 
 - Runs do not overlap: while one goes on, its next moments are missed.
-- Moments are counted from the schedule, not from the end of a run: 3 s of work every 60 s stay on the minute.
+- Moments are counted from the schedule, not from the end of a run: 3 s of work every 60 s stay on
+  the minute.
 - A missed moment is skipped, counted in ``missed``, and logged on stderr. It is not made up for.
 
 For "weekdays at half past four" see `examples.cron`.

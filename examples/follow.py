@@ -14,8 +14,9 @@ You will see::
     mail    start    READY -> RUNNING
     mail    succeed  RUNNING -> SUCCESSFUL
 
-``pool.follow()`` is an asynchronous iterator of the transitions from now on. It ends when the pool has stopped. A slow
-follower delays nothing: it loses the oldest transitions, and the next one says in ``missed`` how many.
+``pool.follow()`` is an asynchronous iterator of the transitions from now on. It ends when the pool
+has stopped. A slow follower delays nothing: it loses the oldest transitions, and the next one says
+in ``missed`` how many.
 """
 
 import asyncio

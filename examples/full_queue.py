@@ -14,19 +14,22 @@ You will see::
     reserve, in front of a sync handler: 202 after another mail was sent
     aenqueue, without a response: waited, then READY
 
-There is one worker here, and the queue has one slot. The worker is busy with the first mail, the second mail has the
-slot, and every further one finds the queue full. The mail server delivers when it is told to.
+There is one worker here, and the queue has one slot. The worker is busy with the first mail, the
+second mail has the slot, and every further one finds the queue full. The mail server delivers when
+it is told to.
 
-- ``add_task`` raises `QueueFull` in the handler, at once. If the handler does not catch it, the client gets a 503 with
-  Retry-After, an estimate from the rate at which slots become free.
+- ``add_task`` raises `QueueFull` in the handler, at once. If the handler does not catch it, the
+  client gets a 503 with Retry-After, an estimate from the rate at which slots become free.
 - A handler may catch it, because it still has a response to choose.
-- ``await background_tasks.reserve(n, timeout=seconds)`` waits until ``n`` slots are free for this response, all of them
-  together, first come first served. The next ``n`` calls of ``add_task`` use them. After the timeout it raises `QueueFull`.
+- ``await background_tasks.reserve(n, timeout=seconds)`` waits until ``n`` slots are free for this
+  response, all of them together, first come first served. The next ``n`` calls of ``add_task`` use
+  them. After the timeout it raises `QueueFull`.
 - A sync handler cannot await. A dependency in front of it can, and shares its tasks.
-- ``await pool.aenqueue(f, x)`` waits for a slot outside a response: in a script, in another task, in a consumer.
+- ``await pool.aenqueue(f, x)`` waits for a slot outside a response: in a script, in another task,
+  in a consumer.
 
-A slot that a task has is never taken away again: a client that was told that its mail follows gets it.
-``minibg --queue-limit 50`` sets the limit for the command.
+A slot that a task has is never taken away again: a client that was told that its mail follows gets
+it. ``minibg --queue-limit 50`` sets the limit for the command.
 """
 
 import asyncio

@@ -13,9 +13,9 @@ You will see, in ``log.txt``::
     cache refreshed for a@example.org
     audit
 
-The first three lines are the tasks of one response, in the order they were added. The last one is of a dependency, which
-adds to the tasks of its request as a handler does. Everything below the import is written as for FastAPI, and therefore
-less typed than the rest of this folder.
+The first three lines are the tasks of one response, in the order they were added. The last one is
+of a dependency, which adds to the tasks of its request as a handler does. Everything below the
+import is written as for FastAPI, and therefore less typed than the rest of this folder.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 # ruff: noqa: ANN001, ANN201, ARG001, B008, PTH123 - written as FastAPI's documentation writes it

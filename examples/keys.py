@@ -12,9 +12,10 @@ You will see::
     a later call got a new run: True
     refreshed shop 1
 
-A call with the key of an unfinished run adds nothing and returns that run's `TaskResult`. A hundred registrations in a
-second need one cache refresh, not a hundred. A finished run frees its key, so the next change is seen. A limit: a run that
-has started may have read the old data already, and it still has the key.
+A call with the key of an unfinished run adds nothing and returns that run's `TaskResult`. A hundred
+registrations in a second need one cache refresh, not a hundred. A finished run frees its key, so
+the next change is seen. A limit: a run that has started may have read the old data already, and it
+still has the key.
 """
 
 import asyncio

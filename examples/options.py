@@ -12,12 +12,13 @@ You will see::
     a function of a library: math.factorial 120
     a mistake is named: timeout= is a number of seconds, above zero, not 0
 
-``@task`` makes a function a `Task` with a name and options; it is still called as before. ``using`` returns a copy with
-other options, for one call or for many. ``task(f)`` does the same for a function of a library.
+``@task`` makes a function a `Task` with a name and options; it is still called as before. ``using``
+returns a copy with other options, for one call or for many. ``task(f)`` does the same for a
+function of a library.
 
-Options and arguments never meet. ``timeout=3`` below is an argument of the function, in ``add_task`` and ``enqueue`` as in
-a call; the timeout of the task is another value. Both are typed: mypy refuses a wrong argument, and infers that the first
-result's value is a string.
+Options and arguments never meet. ``timeout=3`` below is an argument of the function, in
+``add_task`` and ``enqueue`` as in a call; the timeout of the task is another value. Both are typed:
+mypy refuses a wrong argument, and infers that the first result's value is a string.
 """
 
 import asyncio

@@ -11,9 +11,10 @@ You will see::
     a failure stops no other task: FAILED ZeroDivisionError
     finished: 7
 
-``async with`` opens the pool, and drains it at the end: the seventh task still runs when the block ends. ``enqueue`` does
-not wait. It returns a `TaskResult`, which can be awaited or ignored. Coroutine functions run on the event loop, all others
-in threads. The traceback of the failure is in the log, on stderr.
+``async with`` opens the pool, and drains it at the end: the seventh task still runs when the block
+ends. ``enqueue`` does not wait. It returns a `TaskResult`, which can be awaited or ignored.
+Coroutine functions run on the event loop, all others in threads. The traceback of the failure is in
+the log, on stderr.
 """
 
 import asyncio

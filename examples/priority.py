@@ -12,12 +12,12 @@ You will see::
     newsletter 2
     newsletter 3
 
-``priority="high"`` puts a task into the lane that workers empty first. Within a lane the order is first in, first out. A
-running task is not interrupted.
+``priority="high"`` puts a task into the lane that workers empty first. Within a lane the order is
+first in, first out. A running task is not interrupted.
 
-There are two lanes and not ten, because a middle number has no meaning that two teams agree on. The price: as long as
-high tasks keep coming, normal ones wait. ``pool.statistics().oldest_ready`` shows for how many seconds. The tasks of one
-response stay together, in the lane of the first.
+There are two lanes and not ten, because a middle number has no meaning that two teams agree on. The
+price: as long as high tasks keep coming, normal ones wait. ``pool.statistics().oldest_ready`` shows
+for how many seconds. The tasks of one response stay together, in the lane of the first.
 """
 
 import asyncio

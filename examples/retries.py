@@ -13,14 +13,16 @@ You will see::
     wrong address: FAILED after 1 attempts
     chooses its own delay: SUCCESSFUL after 2 attempts
 
-- ``attempts`` counts the first. The delay before the next is random between zero and ``base`` seconds, then between zero
-  and twice that, and so on up to ``cap``: tasks that failed together do not come back together.
+- ``attempts`` counts the first. The delay before the next is random between zero and ``base``
+  seconds, then between zero and twice that, and so on up to ``cap``: tasks that failed together do
+  not come back together.
 - ``give_up_on`` names the errors that another attempt cannot cure.
 - ``RetryLater(after=seconds)`` is for a task that was told when to come back.
 
-Without ``retry=`` there is one attempt. While a task waits for its retry, its worker is free, and the later tasks of the
-same response wait for it. The errors of all attempts are in the `TaskResult`. The log, on stderr, has their tracebacks with
-the task's name, its id, the number of the attempt and the request that added it.
+Without ``retry=`` there is one attempt. While a task waits for its retry, its worker is free, and
+the later tasks of the same response wait for it. The errors of all attempts are in the
+`TaskResult`. The log, on stderr, has their tracebacks with the task's name, its id, the number of
+the attempt and the request that added it.
 """
 
 import asyncio

@@ -12,15 +12,17 @@ You will see::
     endless was RUNNING, became LOST
     tomorrow was WAITING, became LOST
 
-A pool that stops is drained: it finishes accepted runs for at most ``drain_timeout`` seconds, half a second here and 30
-unless told otherwise. Then it cancels the running coroutines and *awaits* them, so that their cleanup finds everything
-open. Runs that are due after the deadline are not waited for. `Pool.stop` returns a report, and the log has the same, one
-line for each run that did not finish. Here those are LOST, because the queue is in memory; with a journal they would run
-at the next start.
+A pool that stops is drained: it finishes accepted runs for at most ``drain_timeout`` seconds, half
+a second here and 30 unless told otherwise. Then it cancels the running coroutines and *awaits*
+them, so that their cleanup finds everything open. Runs that are due after the deadline are not
+waited for. `Pool.stop` returns a report, and the log has the same, one line for each run that did
+not finish. Here those are LOST, because the queue is in memory; with a journal they would run at
+the next start.
 
-A signal stops a server in phases: no new connections, then the responses in flight finish, then the tasks, then the
-application shuts down, and the process exits with 0. A second signal goes on to the next phase: when it ends the drain,
-running tasks are cancelled. A third signal exits at once. A thread that never returns does not keep the process.
+A signal stops a server in phases: no new connections, then the responses in flight finish, then the
+tasks, then the application shuts down, and the process exits with 0. A second signal goes on to the
+next phase: when it ends the drain, running tasks are cancelled. A third signal exits at once. A
+thread that never returns does not keep the process.
 """
 
 import asyncio

@@ -10,10 +10,11 @@ You will see::
     thread: FAILED, still at work: 1, the next is READY
     thread has returned, still at work: 0, the next is SUCCESSFUL
 
-A coroutine is cancelled at its timeout, and awaited: its ``finally`` has run before its result is there. Python cannot
-cancel a thread. Its run is FAILED at once, so a caller that waits for it knows; its worker stays busy until the thread
-returns, and ``statistics().overrunning_threads`` counts it. So give blocking calls a timeout of their own
-(``smtplib.SMTP(timeout=10)``), and make the one of the task longer.
+A coroutine is cancelled at its timeout, and awaited: its ``finally`` has run before its result is
+there. Python cannot cancel a thread. Its run is FAILED at once, so a caller that waits for it
+knows; its worker stays busy until the thread returns, and ``statistics().overrunning_threads``
+counts it. So give blocking calls a timeout of their own (``smtplib.SMTP(timeout=10)``), and make
+the one of the task longer.
 
 A task has no timeout unless it asks for one. One that runs for a minute is named in a warning.
 """

@@ -11,12 +11,13 @@ You will see::
     no other task could run meanwhile: True
     the same in a thread, warnings: 0
 
-A blocking call in a coroutine stops everything: every connection, every other task. Nothing fails, everything is slow, and
-there is no traceback. The watchdog samples the event loop from a thread of its own. A task that has blocked it for 100 ms
-is named in a warning of the logger ``minibg.background``, once, with its stack at that moment. It is always on and has no
-options.
+A blocking call in a coroutine stops everything: every connection, every other task. Nothing fails,
+everything is slow, and there is no traceback. The watchdog samples the event loop from a thread of
+its own. A task that has blocked it for 100 ms is named in a warning of the logger
+``minibg.background``, once, with its stack at that moment. It is always on and has no options.
 
-The remedy is to leave out a word: a plain ``def`` runs in a thread, where blocking delays no other task.
+The remedy is to leave out a word: a plain ``def`` runs in a thread, where blocking delays no other
+task.
 """
 
 import asyncio
@@ -48,7 +49,10 @@ printer = Printer()
 
 
 def ask_the_mail_server(seconds: float) -> None:
-    """Block, as a call of some library does. To keep the lesson short, it returns at the warning."""
+    """Block, as a call of some library does.
+
+    To keep the lesson short, it returns at the warning.
+    """
     printer.warned.wait(seconds)
 
 

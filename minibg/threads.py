@@ -1,29 +1,33 @@
-"""Threads for calls that would block the event loop: daemons, bounded, with errors and contexts carried across.
+"""Threads for calls that would block the event loop: daemons, bounded, with errors and contexts
+carried across.
 
-`background` has one set of them for sync tasks, `web` one for sync handlers, and the journal a single thread for its
-file. They are separate on purpose: Starlette runs sync tasks in the threads of its sync handlers, forty in all, and
-the fortieth blocked task stops every sync handler (measured: 1 ms becomes 1.8 s).
+`background` has one set of them for sync tasks, `web` one for sync handlers, and the journal a
+single thread for its file. They are separate on purpose: Starlette runs sync tasks in the threads
+of its sync handlers, forty in all, and the fortieth blocked task stops every sync handler
+(measured: 1 ms becomes 1.8 s).
 
 The rules of this file:
 
-- **Daemons.** A thread cannot be stopped from outside, and one that hangs in a system call must not keep the process
-  from exiting. `concurrent.futures` joins its threads at exit, so one stuck call keeps the process for ever; asyncio's
-  default executor is one of those, and every library shares it.
-- **Bounded.** A thread is started when there are more calls than threads, up to ``limit``. Further calls are queued.
-- **Counted on the loop.** The loop's thread counts, the other threads work, and a `queue.SimpleQueue` lies between
-  them. No count has two writers, so nothing is locked.
-- **One crew per loop.** Threads, queue and counts belong to one event loop and are left behind with it. A call that is
-  stuck when its loop ends, or when the threads are closed, delays no later call.
-- **Results in batches.** The thread that finishes first wakes the loop, once, and the loop collects every result that
-  has arrived by then. ``run_in_executor`` wakes the loop for each call: 10 microseconds of its time, here 0.4 to 1
-  (measured).
+- **Daemons.** A thread cannot be stopped from outside, and one that hangs in a system call must not
+  keep the process from exiting. `concurrent.futures` joins its threads at exit, so one stuck call
+  keeps the process for ever; asyncio's default executor is one of those, and every library shares
+  it.
+- **Bounded.** A thread is started when there are more calls than threads, up to ``limit``. Further
+  calls are queued.
+- **Counted on the loop.** The loop's thread counts, the other threads work, and a
+  `queue.SimpleQueue` lies between them. No count has two writers, so nothing is locked.
+- **One crew per loop.** Threads, queue and counts belong to one event loop and are left behind with
+  it. A call that is stuck when its loop ends, or when the threads are closed, delays no later call.
+- **Results in batches.** The thread that finishes first wakes the loop, once, and the loop collects
+  every result that has arrived by then. ``run_in_executor`` wakes the loop for each call: 10
+  microseconds of its time, here 0.4 to 1 (measured).
 - **Contexts.** A call runs in the context it is given, by default in a copy of the caller's.
-- **Cancellation.** A call whose future is cancelled before a thread takes it is never made. A call that has begun
-  cannot be stopped; its result is discarded.
+- **Cancellation.** A call whose future is cancelled before a thread takes it is never made. A call
+  that has begun cannot be stopped; its result is discarded.
 
-CPU-bound calls share the interpreter with the event loop, which may wait for the switch interval (5 ms) each time it
-wants to run. A single C call that keeps the interpreter's lock, such as ``json.loads`` of a large text, blocks the
-event loop from here too.
+CPU-bound calls share the interpreter with the event loop, which may wait for the switch interval (5
+ms) each time it wants to run. A single C call that keeps the interpreter's lock, such as
+``json.loads`` of a large text, blocks the event loop from here too.
 """
 
 import asyncio
@@ -39,15 +43,17 @@ from typing import Any, TypeVar, TypeVarTuple
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
-#: Seconds between two checks whether the loop is still open, in a thread that waits for it. Only a process that is
-#: ending gets that far, so the number bounds how long such a thread lingers, and nothing else.
+#: Seconds between two checks whether the loop is still open, in a thread that waits for it. Only a
+#: process that is ending gets that far, so the number bounds how long such a thread lingers, and
+#: nothing else.
 LOOP_CHECK_SECONDS = 1.0
 #: The value of `next` for an iterator that has ended: a StopIteration cannot pass through a future.
 END: Any = object()
 
 
 class Threads:
-    """At most ``limit`` daemon threads, started on demand. Every method is for the thread of an event loop.
+    """At most ``limit`` daemon threads, started on demand. Every method is for the thread of an
+    event loop.
 
     The threads are called ``name-1``, ``name-2`` and so on.
     """
@@ -62,8 +68,8 @@ class Threads:
     ) -> "asyncio.Future[T]":
         """Call ``function(*args)`` in a thread, and return a future of its result or exception.
 
-        A StopIteration arrives as a RuntimeError (PEP 479). Raises RuntimeError when no event loop is running, and when
-        the system refuses the first thread.
+        A StopIteration arrives as a RuntimeError (PEP 479). Raises RuntimeError when no event loop
+        is running, and when the system refuses the first thread.
         """
         loop = asyncio.get_running_loop()
         if self._crew is None or self._crew.loop is not loop:
@@ -84,10 +90,11 @@ class Threads:
         return await self.call(partial(function, *args, **kwargs))
 
     async def iterate(self, iterable: Iterable[T]) -> AsyncGenerator[T, None]:
-        """Yield the items of ``iterable``, each fetched in a thread. Close a generator there if its reader stops early.
+        """Yield the items of ``iterable``, each fetched in a thread. Close a generator there if its
+        reader stops early.
 
-        A reader that is cancelled while a thread is inside the generator cannot close it. The generator is then closed
-        when that thread lets go of it.
+        A reader that is cancelled while a thread is inside the generator cannot close it. The
+        generator is then closed when that thread lets go of it.
         """
         iterator = iter(iterable)
         try:
@@ -99,14 +106,19 @@ class Threads:
             raise
 
     def close(self) -> None:
-        """End each thread after the calls that are queued, without waiting for it. A later call starts new threads."""
+        """End each thread after the calls that are queued, without waiting for it.
+
+        A later call starts new threads.
+        """
         if self._crew is not None:
             self._crew.end_threads()
             self._crew = None
 
 
 class _Crew:
-    """The threads of one event loop, the calls on their way to them, and the results on their way back."""
+    """The threads of one event loop, the calls on their way to them, and the results on their way
+    back.
+    """
 
     __slots__ = ("calls", "finished", "loop", "notified", "started", "unfinished")
 
@@ -170,10 +182,11 @@ def _outcome(function: Callable[[], T]) -> tuple[T | None, BaseException | None]
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *args: *Ts) -> T:
-    """Call ``function(*args)`` on the thread of ``loop``, from another thread, and return its result or raise its error.
+    """Call ``function(*args)`` on the thread of ``loop``, from another thread, and return its
+    result or raise its error.
 
-    A sync handler adds its tasks this way. A lock around every transition, for the sake of the rare call from another
-    thread, was rejected: state that only one thread touches needs no proof.
+    A sync handler adds its tasks this way. A lock around every transition, for the sake of the rare
+    call from another thread, was rejected: state that only one thread touches needs no proof.
 
     Raises RuntimeError when the loop is closed before the call is made.
     """

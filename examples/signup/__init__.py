@@ -8,18 +8,21 @@ and register, from a second terminal or on http://127.0.0.1:8000/::
 
     curl -X POST 'http://127.0.0.1:8000/register?email=a@example.org'
 
-You will see the answer at once, with the ids of three tasks. The mail takes two seconds. The audit line and the cache
-refresh follow it in this order, although they take no time: the tasks of one response run one after another. ``curl
-http://127.0.0.1:8000/tasks/ID`` shows the record of one. Press Ctrl-C during the mail: the server waits for it.
+You will see the answer at once, with the ids of three tasks. The mail takes two seconds. The audit
+line and the cache refresh follow it in this order, although they take no time: the tasks of one
+response run one after another. ``curl http://127.0.0.1:8000/tasks/ID`` shows the record of one.
+Press Ctrl-C during the mail: the server waits for it.
 
-Without ``SMTP_URL`` the mail is a file in ``./outbox``, so no mail server is needed. With it, and a mail server that
-refuses, the page shows the error, and the two other tasks run all the same.
+Without ``SMTP_URL`` the mail is a file in ``./outbox``, so no mail server is needed. With it, and a
+mail server that refuses, the page shows the error, and the two other tasks run all the same.
 
-This file is the HTTP side, `tasks` is what happens afterwards and knows no HTTP, `page` is what a person sees. One line
-joins them: ``background_tasks.add_task``. It takes a slot of the queue (a full queue is a 503 here and now) and returns the
-`TaskResult` whose id is in the answer. ``Pool`` and ``BackgroundTasks`` are arguments that are filled by their annotation.
+This file is the HTTP side, `tasks` is what happens afterwards and knows no HTTP, `page` is what a
+person sees. One line joins them: ``background_tasks.add_task``. It takes a slot of the queue (a
+full queue is a 503 here and now) and returns the `TaskResult` whose id is in the answer. ``Pool``
+and ``BackgroundTasks`` are arguments that are filled by their annotation.
 
-The status is 202 Accepted: the registration is accepted and its work not done yet (RFC 9110 §15.3.3).
+The status is 202 Accepted: the registration is accepted and its work not done yet (RFC 9110
+§15.3.3).
 """
 
 import re
@@ -31,9 +34,9 @@ from examples.signup.page import PAGE
 from examples.signup.tasks import cache, refresh_cache, send_welcome_email, write_audit_line
 from minibg import App, BackgroundTasks, HTMLResponse, HTTPException, Pool, TaskResult
 
-#: The addresses of ``<input type=email>`` (HTML Living Standard, §4.10.5.1.5), but with a dot in the domain. They have no
-#: space, control character, comma or bracket, so none can end a header or add a second recipient. The pattern catches
-#: mistakes; only a mail that arrives proves an address.
+#: The addresses of ``<input type=email>`` (HTML Living Standard, §4.10.5.1.5), but with a dot in
+#: the domain. They have no space, control character, comma or bracket, so none can end a header or
+#: add a second recipient. The pattern catches mistakes; only a mail that arrives proves an address.
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 ADDRESS = re.compile(rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{LABEL}(?:\.{LABEL})+")
 #: RFC 5321 §4.5.3.1.3: 256 octets with the angle brackets around it.
@@ -48,7 +51,10 @@ async def lifespan(app: App) -> AsyncIterator[None]:
 
 
 def invitation(addresses: Sequence[tuple[str, int] | str]) -> list[str]:
-    """Return the lines that say where to sign up; none under another server than minibg's, which passes no addresses."""
+    """Return the lines that say where to sign up.
+
+    None under another server than minibg's, which passes no addresses.
+    """
     if not addresses:
         return []
     if isinstance(addresses[0], str):

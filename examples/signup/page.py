@@ -1,9 +1,10 @@
-"""The page on which a person registers and watches the tasks. One file, without anything from another host.
+"""The page on which a person registers and watches the tasks. One file, without anything from
+another host.
 
-It asks for each task's record five times a second until the record has an end. Values from the server are inserted as
-text and never as markup, so an error message cannot become a script. Status and colour carry the same information, so
-red and green need not be told apart. A line is written only when it has changed: a screen reader would otherwise read it
-five times a second.
+It asks for each task's record five times a second until the record has an end. Values from the
+server are inserted as text and never as markup, so an error message cannot become a script. Status
+and colour carry the same information, so red and green need not be told apart. A line is written
+only when it has changed: a screen reader would otherwise read it five times a second.
 """
 
 PAGE = """<!doctype html>

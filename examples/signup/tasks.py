@@ -1,20 +1,23 @@
 """The tasks of a registration: a mail, an audit line, a cache refresh.
 
-Three functions, each a `@task`, so that a journal can keep them (``--journal tasks.db``). The mail has options: it is tried
-three times, and each attempt may take half a minute. Nothing here knows HTTP.
+Three functions, each a `@task`, so that a journal can keep them (``--journal tasks.db``). The mail
+has options: it is tried three times, and each attempt may take half a minute. Nothing here knows
+HTTP.
 
 Settings come from the environment, and are read when a task runs:
 
-- ``SMTP_URL``: ``smtp://user:password@host:587``, or ``smtps://`` for TLS from the start; smtp turns to TLS when the
-  server offers it. Without the setting the mail becomes a file.
+- ``SMTP_URL``: ``smtp://user:password@host:587``, or ``smtps://`` for TLS from the start; smtp
+  turns to TLS when the server offers it. Without the setting the mail becomes a file.
 - ``OUTBOX``: the folder of those files (``./outbox``).
 - ``MAIL_SECONDS``: seconds that a mail to a file takes (2), so that a person can watch.
 - ``AUDIT_LOG``: the file of the audit lines (``audit.log`` in the outbox).
 
-A mail that is tried again may arrive twice: the server may have accepted it and the answer been lost. Its Message-ID is
-made here and differs between attempts. A real service would make it once, in the handler, and pass it on.
+A mail that is tried again may arrive twice: the server may have accepted it and the answer been
+lost. Its Message-ID is made here and differs between attempts. A real service would make it once,
+in the handler, and pass it on.
 
-The mail is an `EmailMessage`, which raises ValueError for a line break in a header, whatever the handler let through.
+The mail is an `EmailMessage`, which raises ValueError for a line break in a header, whatever the
+handler let through.
 """
 
 import os

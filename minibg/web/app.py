@@ -2,23 +2,27 @@
 
 A request passes, from the outside in:
 
-1. `App.__call__`: an exception that nothing has answered becomes a 500, and is raised again for the server's log.
-2. The middleware, the last added first. Each is a pure ASGI callable made with ``cls(app, **options)``.
+1. `App.__call__`: an exception that nothing has answered becomes a 500, and is raised again for the
+   server's log.
+2. The middleware, the last added first. Each is a pure ASGI callable made with ``cls(app,
+   **options)``.
 3. `App._answer`: an exception of the handler becomes a response by its exception handler.
 4. `App._respond`: the route, its plan, the response.
 
-An exception that becomes a response is a failure all the same, and `AfterResponse` around the application must learn of
-it: the tasks of the request are dropped here (`hold.drop`). A 4xx that the handler returns is a response like any other
-and keeps them. **After the head has left nothing is dropped**: an error in the stream or in a dependency's clean-up
-comes too late to be answered, and the client has been told that its request was accepted.
+An exception that becomes a response is a failure all the same, and `AfterResponse` around the
+application must learn of it: the tasks of the request are dropped here (`hold.drop`). A 4xx that
+the handler returns is a response like any other and keeps them. **After the head has left nothing
+is dropped**: an error in the stream or in a dependency's clean-up comes too late to be answered,
+and the client has been told that its request was accepted.
 
-The response is sent while the generator dependencies are open. The application returns after they are closed, and only
-then the first task starts.
+The response is sent while the generator dependencies are open. The application returns after they
+are closed, and only then the first task starts.
 
-No middleware is added after the first request or lifespan: a stack that grows under load cannot be reasoned about.
+No middleware is added after the first request or lifespan: a stack that grows under load cannot be
+reasoned about.
 
-Names and behaviour are FastAPI's and Starlette's where they have them. A handler's result that is no `Response` becomes
-one by the route's ``response_class``, which is JSON unless told otherwise.
+Names and behaviour are FastAPI's and Starlette's where they have them. A handler's result that is
+no `Response` becomes one by the route's ``response_class``, which is JSON unless told otherwise.
 """
 
 import inspect
@@ -37,8 +41,8 @@ from minibg.web.request import Request, State
 from minibg.web.response import JSONResponse, PlainTextResponse, Response
 from minibg.web.routing import Route, Router, compile_path
 
-#: Threads for sync handlers, sync dependencies and file reads. Starlette (by anyio) allows forty, and handlers written
-#: for it expect no less.
+#: Threads for sync handlers, sync dependencies and file reads. Starlette (by anyio) allows forty,
+#: and handlers written for it expect no less.
 HANDLER_THREADS = 40
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -63,7 +67,8 @@ class _Sending:
         self.started = False
 
     async def __call__(self, message: Message) -> None:
-        # Before the call: when it fails, the client may have seen the head, and cannot be sent a second one.
+        # Before the call: when it fails, the client may have seen the head, and cannot be sent a
+        # second one.
         self.started = True
         await self._send(message)
 
@@ -79,9 +84,10 @@ async def _not_accepted(_: Request, error: NotAccepted) -> Response:
 class App:
     """An ASGI application made of functions.
 
-    ``lifespan`` is an async context manager function of the application: the part before its ``yield`` runs before the
-    first request, the rest after the last. On minibg's server ``app.state.addresses`` is set by then. ``debug`` puts the
-    traceback into a 500. ``exception_handlers`` are those of `exception_handler`, by status or class.
+    ``lifespan`` is an async context manager function of the application: the part before its
+    ``yield`` runs before the first request, the rest after the last. On minibg's server
+    ``app.state.addresses`` is set by then. ``debug`` puts the traceback into a 500.
+    ``exception_handlers`` are those of `exception_handler`, by status or class.
     """
 
     def __init__(
@@ -133,7 +139,8 @@ class App:
             await self._live(scope, receive, send)
             return
         request = Request(scope, receive)
-        # Middleware that replaces ``send`` may hold a head back, so only its own side has started then.
+        # Middleware that replaces ``send`` may hold a head back, so only its own side has started
+        # then.
         sending = send if isinstance(send, _Sending) else _Sending(send)
         try:
             await self._respond(request, receive, sending)
@@ -167,7 +174,10 @@ class App:
             raise RuntimeError(f"a dependency of {route.name} swallowed its exception: there is nothing to answer")
 
     def _handler_of(self, error: Exception) -> ExceptionHandler | None:
-        """Return the handler of an exception's status or nearest class. The one for Exception is the outer layer's."""
+        """Return the handler of an exception's status or nearest class.
+
+        The one for Exception is the outer layer's.
+        """
         status = error.status_code if isinstance(error, HTTPException) else None
         keys = [key for key in (status, *type(error).__mro__) if key is not Exception]
         return next((self._exception_handlers[key] for key in keys if key in self._exception_handlers), None)
@@ -208,12 +218,13 @@ class App:
         dependencies: Iterable[Dependency] = (),
         name: str | None = None,
     ) -> Register:
-        """Answer these methods of ``path`` with the decorated function. The verbs below take the same options.
+        """Answer these methods of ``path`` with the decorated function. The verbs below take the
+        same options.
 
-        A result that is no `Response` becomes a ``response_class`` with ``status_code``. ``dependencies`` run before the
-        function, and their results are discarded. ``name`` is the one in error messages, by default the function's.
-        Raises ValueError for a malformed path or one that has a handler for the method, TypeError for a signature that
-        cannot be filled.
+        A result that is no `Response` becomes a ``response_class`` with ``status_code``.
+        ``dependencies`` run before the function, and their results are discarded. ``name`` is the
+        one in error messages, by default the function's. Raises ValueError for a malformed path or
+        one that has a handler for the method, TypeError for a signature that cannot be filled.
         """
 
         def register(handler: Handler, /) -> Handler:
@@ -236,11 +247,13 @@ class App:
     options = partialmethod(route, methods=["OPTIONS"])
 
     def every(self, *, seconds: float) -> Register:
-        """Enqueue the decorated function, which takes no arguments, every ``seconds`` while the application is served.
+        """Enqueue the decorated function, which takes no arguments, every ``seconds`` while the
+        application is served.
 
-        The first run is due one interval after the startup. A moment that passes while a run goes on, or while the
-        queue is full, is skipped and logged, not made up for. The startup fails with a ValueError for an interval that
-        is not positive, and with a RuntimeError where no tasks can run. `Pool.every` returns an object to cancel it.
+        The first run is due one interval after the startup. A moment that passes while a run goes
+        on, or while the queue is full, is skipped and logged, not made up for. The startup fails
+        with a ValueError for an interval that is not positive, and with a RuntimeError where no
+        tasks can run. `Pool.every` returns an object to cancel it.
         """
 
         def register(handler: Handler, /) -> Handler:
@@ -250,10 +263,12 @@ class App:
         return register
 
     def exception_handler(self, kind: int | type[Exception]) -> Register:
-        """Answer a status of HTTPException, or an exception class, with the response of the decorated function.
+        """Answer a status of HTTPException, or an exception class, with the response of the
+        decorated function.
 
-        The function takes the request and the exception. One for 500 or Exception answers whatever no other handler
-        does; that exception is raised again after its response, for the server's log.
+        The function takes the request and the exception. One for 500 or Exception answers whatever
+        no other handler does; that exception is raised again after its response, for the server's
+        log.
         """
 
         def register(handler: Handler, /) -> Handler:
@@ -263,7 +278,10 @@ class App:
         return register
 
     def add_middleware(self, cls: Callable[..., ASGIApp], **options: Any) -> None:
-        """Put ``cls(app, **options)`` around everything so far. Raises RuntimeError once the application has started."""
+        """Put ``cls(app, **options)`` around everything so far.
+
+        Raises RuntimeError once the application has started.
+        """
         if self._stack is not None:
             raise RuntimeError("middleware is added before the application starts")
         self._middleware.append((cls, options))

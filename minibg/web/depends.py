@@ -1,9 +1,11 @@
-"""The arguments of a handler: values of the request, results of dependencies, and minibg's own objects.
+"""The arguments of a handler: values of the request, results of dependencies, and minibg's own
+objects.
 
-A signature is read once, at registration, and becomes a `Plan`: a flat list of steps in the order they run. A step is
-a function and a reader for each of its parameters. Each step puts its result into a slot, and a dependency that two
-functions share has one slot: that is how "once per request" is kept. Nothing is looked up while a request runs.
-FastAPI walks a tree of dependencies during each request instead.
+A signature is read once, at registration, and becomes a `Plan`: a flat list of steps in the order
+they run. A step is a function and a reader for each of its parameters. Each step puts its result
+into a slot, and a dependency that two functions share has one slot: that is how "once per request"
+is kept. Nothing is looked up while a request runs. FastAPI walks a tree of dependencies during each
+request instead.
 
 The meaning of a parameter is decided in this order, as in FastAPI:
 
@@ -12,16 +14,17 @@ The meaning of a parameter is decided in this order, as in FastAPI:
 3. Named in the path: that part of the path, converted.
 4. Otherwise a query parameter. A ``list[...]`` takes every value of that name.
 
-Annotations may be strings. A parameter that cannot be filled is refused with a TypeError that names the handler, the
-parameter and its type.
+Annotations may be strings. A parameter that cannot be filled is refused with a TypeError that names
+the handler, the parameter and its type.
 
 While a request runs:
 
-- Steps run in order. A step with a bad value does not run, nor does any step that needs it. The handler runs only when
-  no value is bad; otherwise every bad value is reported at once (`RequestValidationError`).
+- Steps run in order. A step with a bad value does not run, nor does any step that needs it. The
+  handler runs only when no value is bad; otherwise every bad value is reported at once
+  (`RequestValidationError`).
 - Sync functions run in the application's threads.
-- Generators stay open until the response has been sent, and are closed in reverse order. An exception of the handler is
-  thrown into them first.
+- Generators stay open until the response has been sent, and are closed in reverse order. An
+  exception of the handler is thrown into them first.
 """
 
 import inspect
@@ -76,15 +79,19 @@ class Dependency:
 def Depends(dependency: Function | None = None, *, use_cache: bool = True) -> Any:  # noqa: N802 - FastAPI's
     """Mark a parameter as the result of ``dependency``, by default of the parameter's own type.
 
-    ``dependency`` is a function, coroutine function, generator or async generator function, class, partial, or another
-    callable; its parameters are filled as a handler's are. It is called once per request, or once per use without
-    ``use_cache``. A generator is closed after the response has been sent and before the first task starts.
+    ``dependency`` is a function, coroutine function, generator or async generator function, class,
+    partial, or another callable; its parameters are filled as a handler's are. It is called once
+    per request, or once per use without ``use_cache``. A generator is closed after the response has
+    been sent and before the first task starts.
     """
     return Dependency(dependency, use_cache)
 
 
 def hold_of(scope: Scope) -> BackgroundTasks:
-    """Return the background tasks of a request or lifespan. Raises RuntimeError when no `AfterResponse` runs any."""
+    """Return the background tasks of a request or lifespan.
+
+    Raises RuntimeError when no `AfterResponse` runs any.
+    """
     if "minibg.background" not in scope:
         raise RuntimeError("nothing runs background tasks here: serve this with minibg, or wrap it in AfterResponse")
     hold: BackgroundTasks = scope["minibg.background"]
@@ -119,8 +126,8 @@ INJECTED: dict[object, Read] = {
 class Plan:
     """A handler with its dependencies, ready to run.
 
-    ``path_names`` are the parameters of its path, ``dependencies`` the ones to run before its own. Raises TypeError for
-    a signature that cannot be filled, and for a generator function.
+    ``path_names`` are the parameters of its path, ``dependencies`` the ones to run before its own.
+    Raises TypeError for a signature that cannot be filled, and for a generator function.
     """
 
     def __init__(self, handler: Function, path_names: Iterable[str], dependencies: Iterable[Dependency]) -> None:
@@ -135,7 +142,10 @@ class Plan:
         self._steps.append(self._step(handler))
 
     async def __call__(self, request: Request, stack: AsyncExitStack) -> Any:
-        """Return the handler's result. Generators are closed with the stack. Raises RequestValidationError."""
+        """Return the handler's result.
+
+        Generators are closed with the stack. Raises RequestValidationError.
+        """
         resolution = Resolution(request, stack)
         values, problems = resolution.values, resolution.problems
         for call, readers in self._steps:
@@ -149,7 +159,10 @@ class Plan:
     # --- at registration ---
 
     def _slot(self, mark: Dependency, own_type: Function) -> int:
-        """Return the slot of a dependency. Its step is added behind the steps that it needs itself."""
+        """Return the slot of a dependency.
+
+        Its step is added behind the steps that it needs itself.
+        """
         func = mark.dependency or own_type
         key = func if mark.use_cache else object()
         if key not in self._slots:
@@ -234,7 +247,7 @@ class Parameter:
 
 
 def _call(func: Function) -> Call:
-    """Return how a function is called: awaited, in a thread, or entered and closed with the stack."""
+    """Return how a function is called: awaited, in a thread, or entered and closed later."""
     target = inspect.unwrap(func)
     if not inspect.isroutine(target) and not isinstance(target, type | partial):
         target = target.__call__

@@ -1,17 +1,21 @@
-"""Forms: ``application/x-www-form-urlencoded`` by the standard library, ``multipart/form-data`` by `multipart`.
+"""Forms: ``application/x-www-form-urlencoded`` by the standard library, ``multipart/form-data`` by
+`multipart`.
 
-The library is an optional extra, ``minibg[forms]``. It is a push parser without input or output, so this file decides
-where the bytes go: text fields into memory, files into a temporary file that stays in memory up to 1 MiB. Parsing and
-writing happen in the application's threads; the event loop never waits for a disk, nor for a form of many fields.
+The library is an optional extra, ``minibg[forms]``. It is a push parser without input or output, so
+this file decides where the bytes go: text fields into memory, files into a temporary file that
+stays in memory up to 1 MiB. Parsing and writing happen in the application's threads; the event loop
+never waits for a disk, nor for a form of many fields.
 
-A form is bounded while it is read, whichever of the two it is: `MAX_PARTS` fields, `MAX_TEXT` bytes of text. A form over
-a bound is answered with 413, a malformed one with 400. The size of an uploaded file is the server's limit on bodies.
+A form is bounded while it is read, whichever of the two it is: `MAX_PARTS` fields, `MAX_TEXT` bytes
+of text. A form over a bound is answered with 413, a malformed one with 400. The size of an uploaded
+file is the server's limit on bodies.
 
-A Content-Type is searched for the two words that matter, in linear time. `email.message`, which knows everything about
-it, takes 0.8 s for one of 32 KB.
+A Content-Type is searched for the two words that matter, in linear time. `email.message`, which
+knows everything about it, takes 0.8 s for one of 32 KB.
 
-An upload is closed when nothing refers to it any more, and not when the response has left: a background task may read
-the file that it was given. Starlette closes it first, and then the task finds a closed file.
+An upload is closed when nothing refers to it any more, and not when the response has left: a
+background task may read the file that it was given. Starlette closes it first, and then the task
+finds a closed file.
 """
 
 import re
@@ -30,15 +34,16 @@ MAX_PARTS = 1000
 MAX_TEXT = 1024 * 1024
 #: Bytes of one file kept in memory before it moves to the disk, as in Starlette.
 SPOOLED = 1024 * 1024
-#: A parameter of a media type (RFC 9110 §5.6.6). A boundary has at most 70 characters (RFC 2046 §5.1.1).
+#: A parameter of a media type (RFC 9110 §5.6.6). A boundary has at most 70 characters (RFC 2046
+#: §5.1.1).
 BOUNDARY = re.compile(r'(?:^|;)\s*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))\s*(?:;|$)', re.IGNORECASE)
 
 
 class UploadFile:
     """A file of a form. It is read in a thread, since it may be on the disk.
 
-    ``filename`` is the client's name for it, ``headers`` the header fields of its part by lower-case name,
-    ``content_type`` one of them, and ``file`` the temporary file itself.
+    ``filename`` is the client's name for it, ``headers`` the header fields of its part by
+    lower-case name, ``content_type`` one of them, and ``file`` the temporary file itself.
     """
 
     def __init__(self, threads: Threads, filename: str | None, headers: dict[str, str]) -> None:
@@ -96,7 +101,7 @@ def _pairs(body: bytearray) -> list[tuple[str, str]]:
 
 
 def _parts(boundary: str, threads: Threads) -> Generator[list[tuple[str, str | UploadFile]], bytes, None]:
-    """Return a generator that is sent the body, chunk by chunk, and fills the list that it yields."""
+    """Return a generator that is sent the body by chunks, and fills the list that it yields."""
     try:
         from multipart import PushMultipartParser  # noqa: PLC0415 - an optional extra
     except ImportError as error:

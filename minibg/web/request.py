@@ -1,16 +1,18 @@
 """The request, as a handler sees it: Starlette's names over one ASGI scope.
 
-Each property is computed when it is first read, so a request that is only routed costs one small object. The body is
-read by the first of `body`, `json` and `form` that is called. They may follow each other, because what they read is
-kept. `stream` passes the chunks through and keeps nothing: after it nothing else can be read, and that raises. `form`
-does not keep the body either: a form may be larger than memory.
+Each property is computed when it is first read, so a request that is only routed costs one small
+object. The body is read by the first of `body`, `json` and `form` that is called. They may follow
+each other, because what they read is kept. `stream` passes the chunks through and keeps nothing:
+after it nothing else can be read, and that raises. `form` does not keep the body either: a form may
+be larger than memory.
 
 - A body that ends early is never taken for a whole one: when the client has gone, reading raises
   `minibg.asgi.ClientDisconnected`.
 - A malformed body is answered with 400: the client's fault must not look like the server's.
-- **No request blocks the event loop for long.** Within the server's default limits each property takes well under
-  20 ms. JSON is bounded for that reason (`MAX_JSON`): `json.loads` is one call into C that keeps the interpreter's
-  lock, up to 50 ms per MiB, and would block the loop from a thread as well. The largest body is the server's limit.
+- **No request blocks the event loop for long.** Within the server's default limits each property
+  takes well under 20 ms. JSON is bounded for that reason (`MAX_JSON`): `json.loads` is one call
+  into C that keeps the interpreter's lock, up to 50 ms per MiB, and would block the loop from a
+  thread as well. The largest body is the server's limit.
 """
 
 import json
@@ -26,10 +28,11 @@ from minibg.web.exceptions import HTTPException
 from minibg.web.fields import Headers, MultiDict
 from minibg.web.forms import FormData, parse_form
 
-#: Bytes of a body that `Request.json` parses unless told otherwise: 13 ms for the worst (nested lists, measured).
+#: Bytes of a body that `Request.json` parses unless told otherwise: 13 ms for the worst (nested
+#: lists, measured).
 MAX_JSON = 256 * 1024
-#: The escapes in a quoted cookie, as the standard library writes them. Its own reader takes quadratic time before
-#: Python 3.12.6 (CVE-2024-7592): 1.7 s for 31 KB.
+#: The escapes in a quoted cookie, as the standard library writes them. Its own reader takes
+#: quadratic time in older patch releases (CVE-2024-7592): 1.7 s for 31 KB.
 ESCAPE = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))")
 
 
@@ -41,7 +44,10 @@ class Address(NamedTuple):
 
 
 class URL(SplitResult):
-    """The parts of a URL (scheme, netloc, path, query, hostname, port); ``str(url)`` is the whole of it."""
+    """The parts of a URL (scheme, netloc, path, query, hostname, port).
+
+    ``str(url)`` is the whole of it.
+    """
 
     __slots__ = ()
 
@@ -50,7 +56,9 @@ class URL(SplitResult):
 
 
 class State:
-    """Values by attribute, kept in the dict that it is made of: for a request, the ASGI scope's ``state``."""
+    """Values by attribute, kept in the dict that it is made of: for a request, the ASGI scope's
+    ``state``.
+    """
 
     def __init__(self, values: dict[str, Any]) -> None:
         object.__setattr__(self, "__dict__", values)
@@ -96,13 +104,18 @@ class Request:
 
     @cached_property
     def cookies(self) -> dict[str, str]:
-        """The values of the cookies by name, read as leniently as browsers write them (RFC 6265 §5 is stricter)."""
+        """The values of the cookies by name, read as leniently as browsers write them (RFC 6265 §5
+        is stricter).
+        """
         pairs = [pair.partition("=") for line in self.headers.getlist("cookie") for pair in line.split(";")]
         return {name.strip(): _unquote(value.strip()) for name, equals, value in pairs if equals}
 
     @cached_property
     def url(self) -> URL:
-        """The URL that the client asked for, as far as the scope tells. Its host is the client's claim, not a fact."""
+        """The URL that the client asked for, as far as the scope tells.
+
+        Its host is the client's claim, not a fact.
+        """
         scope = self.scope
         netloc = self.headers.get("host") or ":".join(map(str, scope.get("server") or ["localhost"]))
         query = scope.get("query_string", b"").decode("latin-1")
@@ -116,7 +129,8 @@ class Request:
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the body's chunks as they arrive.
 
-        Raises ClientDisconnected when the client leaves before the end, RuntimeError when the body was streamed before.
+        Raises ClientDisconnected when the client leaves before the end, RuntimeError when the body
+        was streamed before.
         """
         if self._body is not None:
             yield self._body
@@ -141,9 +155,11 @@ class Request:
         return self._body
 
     async def json(self, limit: int = MAX_JSON) -> Any:
-        """Return the body, parsed as JSON. Raises HTTPException: 400 when it is malformed, 413 over ``limit`` bytes.
+        """Return the body, parsed as JSON. Raises HTTPException: 400 when it is malformed, 413 over
+        ``limit`` bytes.
 
-        The event loop is blocked while JSON is parsed: a higher limit is a choice between long bodies and latency.
+        The event loop is blocked while JSON is parsed: a higher limit is a choice between long
+        bodies and latency.
         """
         body = await self.body()
         if len(body) > limit:
@@ -154,7 +170,10 @@ class Request:
             raise HTTPException(400, f"The body is not valid JSON: {error}") from error
 
     async def form(self) -> FormData:
-        """Return the body's form: text and `UploadFile`s. Raises HTTPException: 400 when malformed, 413 over a bound."""
+        """Return the body's form: text and `UploadFile`s.
+
+        Raises HTTPException: 400 when malformed, 413 over a bound.
+        """
         if self._form is None:
             self._form = await parse_form(self.headers.get("content-type", ""), self.stream(), self.threads)
         return self._form

@@ -1,21 +1,26 @@
 """Responses: ASGI callables that a handler returns. Names and signatures are Starlette's.
 
-A response is made on the event loop or in a handler's thread, and sent by calling it. Its whole interface is that it is
-an ASGI callable: middleware can send one as well as a handler can return one.
+A response is made on the event loop or in a handler's thread, and sent by calling it. Its whole
+interface is that it is an ASGI callable: middleware can send one as well as a handler can return
+one.
 
 The rules of this file:
 
-- A response whose body is known states its length. One whose body is produced later leaves the framing to the server.
-- Calls that block run in the application's threads: reading files, and iterators that are not asynchronous.
-- After the client has gone, ``send`` raises `minibg.asgi.ClientDisconnected`, which passes through here. Iterators and
-  files are closed on the way. Whether the response's tasks then run is decided elsewhere (`minibg.after_response`).
-- Header fields and cookies are checked when they are set, so the ValueError is raised in the handler, and no server has
-  to be trusted with the check (`fields.py`).
-- There is no ``background=``. Tasks belong to the request, and two places to add them would need an order.
+- A response whose body is known states its length. One whose body is produced later leaves the
+  framing to the server.
+- Calls that block run in the application's threads: reading files, and iterators that are not
+  asynchronous.
+- After the client has gone, ``send`` raises `minibg.asgi.ClientDisconnected`, which passes through
+  here. Iterators and files are closed on the way. Whether the response's tasks then run is decided
+  elsewhere (`minibg.after_response`).
+- Header fields and cookies are checked when they are set, so the ValueError is raised in the
+  handler, and no server has to be trusted with the check (`fields.py`).
+- There is no ``background=``. Tasks belong to the request, and two places to add them would need an
+  order.
 
-JSON is the standard library's: compact, in UTF-8, and without NaN, which JSON does not have. It renders the types that
-services answer with as well: dataclasses (without the fields whose name begins with an underscore), dates, UUIDs, enums,
-sets and paths.
+JSON is the standard library's: compact, in UTF-8, and without NaN, which JSON does not have. It
+renders the types that services answer with as well: dataclasses (without the fields whose name
+begins with an underscore), dates, UUIDs, enums, sets and paths.
 """
 
 import dataclasses
@@ -43,10 +48,12 @@ Fields = Mapping[str, str] | None
 
 
 class Response:
-    """A response whose whole body is known: ``content`` as str (sent as UTF-8), bytes, or None for an empty body.
+    """A response whose whole body is known: ``content`` as str (sent as UTF-8), bytes, or None for
+    an empty body.
 
-    ``headers`` are its header fields. Content-Length is added, and Content-Type if there is a ``media_type``, both
-    unless ``headers`` has them. Raises ValueError for a header field that cannot be sent.
+    ``headers`` are its header fields. Content-Length is added, and Content-Type if there is a
+    ``media_type``, both unless ``headers`` has them. Raises ValueError for a header field that
+    cannot be sent.
     """
 
     media_type: ClassVar[str | None] = None
@@ -84,9 +91,10 @@ class Response:
     def set_cookie(self, key: str, value: str = "", **options: str | float | datetime | None) -> None:
         """Add a Set-Cookie field.
 
-        The options are ``max_age`` (seconds), ``expires`` (a datetime in UTC, or seconds from now), ``path``,
-        ``domain``, ``secure``, ``httponly`` and ``samesite``. Unset, ``path`` is "/" and ``samesite`` is "lax"; None
-        leaves one out. Raises ValueError for a name or an option that would be read as more than itself.
+        The options are ``max_age`` (seconds), ``expires`` (a datetime in UTC, or seconds from now),
+        ``path``, ``domain``, ``secure``, ``httponly`` and ``samesite``. Unset, ``path`` is "/" and
+        ``samesite`` is "lax"; None leaves one out. Raises ValueError for a name or an option that
+        would be read as more than itself.
         """
         try:
             cookie = SimpleCookie({key: value})[key]
@@ -101,7 +109,10 @@ class Response:
         self.headers.append("set-cookie", cookie.OutputString())
 
     def delete_cookie(self, key: str, **options: str | float | datetime | None) -> None:
-        """Add a Set-Cookie field that makes the client forget the cookie. Path and domain are those it was set with."""
+        """Add a Set-Cookie field that makes the client forget the cookie.
+
+        Path and domain are those it was set with.
+        """
         self.set_cookie(key, "", **{**options, "max_age": 0, "expires": 0})
 
 
@@ -118,7 +129,7 @@ class PlainTextResponse(Response):
 
 
 def _jsonable(value: Any) -> Any:
-    """Return a value that the standard library's encoder can render in place of one that it cannot."""
+    """Return what the standard library's encoder renders in place of a value that it cannot."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [each.name for each in dataclasses.fields(value) if not each.name.startswith("_")]
         return {name: getattr(value, name) for name in names}
@@ -137,7 +148,8 @@ def _jsonable(value: Any) -> Any:
 class JSONResponse(Response):
     """A response of ``application/json``, of any ``content`` that JSON or the essay above names.
 
-    Raises TypeError for another type, and ValueError for NaN and the infinities. Else the parameters are `Response`'s.
+    Raises TypeError for another type, and ValueError for NaN and the infinities. Else the
+    parameters are `Response`'s.
     """
 
     media_type = "application/json"
@@ -149,7 +161,10 @@ class JSONResponse(Response):
 
 
 class RedirectResponse(Response):
-    """A redirect to ``url``, a str or a `URL`. The default status of 307 keeps the method and the body."""
+    """A redirect to ``url``, a str or a `URL`.
+
+    The default status of 307 keeps the method and the body.
+    """
 
     def __init__(self, url: object, status_code: int = 307, headers: Fields = None) -> None:
         super().__init__(None, status_code, headers)
@@ -157,16 +172,21 @@ class RedirectResponse(Response):
 
 
 class StreamingResponse(Response):
-    """A response whose body is sent piece by piece. ``content`` is an iterable of str or bytes, sync or async.
+    """A response whose body is sent piece by piece. ``content`` is an iterable of str or bytes,
+    sync or async.
 
-    A sync iterator runs in threads. A generator is closed when the client leaves. The other parameters are `Response`'s.
+    A sync iterator runs in threads. A generator is closed when the client leaves. The other
+    parameters are `Response`'s.
     """
 
     def render(self, _: Any) -> None:
         """Return None: the body is produced while it is sent."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send the head, then each piece as it comes. For HEAD, only the head: the iterator is not started."""
+        """Send the head, then each piece as it comes.
+
+        For HEAD, only the head: the iterator is not started.
+        """
         content = self.content
         chunks = content if isinstance(content, AsyncIterable) else scope["minibg.threads"].iterate(content)
         try:
@@ -184,8 +204,9 @@ class StreamingResponse(Response):
 class FileResponse(Response):
     """A response of the file at ``path``, or of the part that the client asks for (`files.py`).
 
-    ``media_type`` is guessed from the name unless it is given. With a ``filename`` browsers offer to save the file under
-    that name. The file is opened when the response is sent; a missing one raises FileNotFoundError then.
+    ``media_type`` is guessed from the name unless it is given. With a ``filename`` browsers offer
+    to save the file under that name. The file is opened when the response is sent; a missing one
+    raises FileNotFoundError then.
     """
 
     def __init__(
@@ -205,7 +226,10 @@ class FileResponse(Response):
         """Return None: the body is read while it is sent."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send the file, read in threads. Raises OSError when it cannot be read, RuntimeError when it shrinks."""
+        """Send the file, read in threads.
+
+        Raises OSError when it cannot be read, RuntimeError when it shrinks.
+        """
         run = scope["minibg.threads"].run
         file = await run(self.content.open, "rb")
         try:

@@ -1,24 +1,28 @@
 """From a path and a method to a handler.
 
-Paths without parameters are in a dict; the others are regular expressions, tried in the order they were registered.
-A literal path wins over a pattern that would match it too, whatever the order: ``/users/me`` is found although
-``/users/{name}`` came first. (Starlette takes the first. A dict costs the same for ten routes and for a thousand.)
+Paths without parameters are in a dict; the others are regular expressions, tried in the order they
+were registered. A literal path wins over a pattern that would match it too, whatever the order:
+``/users/me`` is found although ``/users/{name}`` came first. (Starlette takes the first. A dict
+costs the same for ten routes and for a thousand.)
 
-A route is checked when it is registered, not at its first request: a path that does not begin with a slash, an unknown
-converter, a parameter named twice, two handlers for one path and method, a handler whose signature cannot be filled.
+A route is checked when it is registered, not at its first request: a path that does not begin with
+a slash, an unknown converter, a parameter named twice, two handlers for one path and method, a
+handler whose signature cannot be filled.
 
-An unknown path is 404. A known path with another method is 405 and lists the methods it has (RFC 9110 §15.5.6). HEAD
-is answered by a GET handler unless it has its own. A path that differs from a known one by its last slash is redirected
-with 307, as in Starlette.
+An unknown path is 404. A known path with another method is 405 and lists the methods it has (RFC
+9110 §15.5.6). HEAD is answered by a GET handler unless it has its own. A path that differs from a
+known one by its last slash is redirected with 307, as in Starlette.
 
-**Matching takes time linear in the path.** In ``/{a}-{b}-{c}`` each parameter can take the text of the others, and a
-backtracking matcher tries every way to divide it: 2.7 s for 800 bytes. Two rules leave one way:
+**Matching takes time linear in the path.** In ``/{a}-{b}-{c}`` each parameter can take the text of
+the others, and a backtracking matcher tries every way to divide it: 2.7 s for 800 bytes. Two rules
+leave one way:
 
-- A str parameter behind another one in its segment does not contain the first character of the text between them:
-  ``/{name}.{extension}`` divides ``a.tar.gz`` at the last dot, as Starlette does. (path-to-regexp fixed the same fault
-  in the same way, CVE-2024-45296.) Behind a number it may: ``/{id:int}-{slug}``.
-- A parameter of another kind is refused there if it could contain that text, and so is one without a text before it:
-  ``/{a}{b}``, or a second ``path`` in one route.
+- A str parameter behind another one in its segment does not contain the first character of the text
+  between them: ``/{name}.{extension}`` divides ``a.tar.gz`` at the last dot, as Starlette does.
+  (path-to-regexp fixed the same fault in the same way, CVE-2024-45296.) Behind a number it may:
+  ``/{id:int}-{slug}``.
+- A parameter of another kind is refused there if it could contain that text, and so is one without
+  a text before it: ``/{a}{b}``, or a second ``path`` in one route.
 """
 
 import re
@@ -35,7 +39,8 @@ from minibg.web.response import RedirectResponse, Response
 
 #: ``{name}`` or ``{name:converter}``.
 PARAMETER = re.compile(r"{([a-zA-Z_]\w*)(?::(\w+))?}")
-#: What each converter matches and makes of it, as in Starlette. An int has as many digits as Python reads.
+#: What each converter matches and makes of it, as in Starlette. An int has as many digits as Python
+#: reads.
 CONVERTERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "str": ("[^/]+", str),
     "int": ("[0-9]{1,4300}", int),
@@ -68,7 +73,10 @@ class Router:
         self._patterns: dict[str, tuple[re.Pattern[str], Converters]] = {}
 
     def find(self, request: Request) -> tuple[Route, dict[str, Any]] | Response:
-        """Return a request's route and the parameters of its path, or a redirect. Raises HTTPException: 404 or 405."""
+        """Return a request's route and the parameters of its path, or a redirect.
+
+        Raises HTTPException: 404 or 405.
+        """
         root: str = request.scope.get("root_path", "")
         path = request.scope["path"].removeprefix(root)  # ASGI http 2.5: path contains root_path.
         allowed = set[str]()
@@ -86,7 +94,9 @@ class Router:
         return RedirectResponse(request.url._replace(path=quote(root + other)))
 
     def _matches(self, path: str) -> Iterator[tuple[dict[str, Route], dict[str, Any]]]:
-        """Yield the routes of a path for every method: those of a literal path first, then of patterns in order."""
+        """Yield the routes of a path for every method: those of a literal path first, then of
+        patterns in order.
+        """
         if path in self._routes and path not in self._patterns:
             yield self._routes[path], {}
         for pattern, (regex, converters) in self._patterns.items():
@@ -95,7 +105,10 @@ class Router:
                 yield self._routes[pattern], {name: convert(found[name]) for name, convert in converters.items()}
 
     def add(self, path: str, methods: Iterable[str], route: Route) -> None:
-        """Register a route for these methods. Raises ValueError for a malformed path, or one with a handler already."""
+        """Register a route for these methods.
+
+        Raises ValueError for a malformed path, or one with a handler already.
+        """
         if "{" in path:
             self._patterns[path] = compile_path(path)
         routes = self._routes.setdefault(path, {})
@@ -106,12 +119,16 @@ class Router:
 
 
 def compile_path(path: str) -> tuple[re.Pattern[str], Converters]:
-    """Return the pattern of a path such as ``/files/{name:path}``. Raises ValueError for one that makes no sense."""
+    """Return the pattern of a path such as ``/files/{name:path}``.
+
+    Raises ValueError for one that makes no sense.
+    """
     if not path.startswith("/"):
         raise ValueError(f"a path begins with a slash: {path!r}")
     pieces = PARAMETER.split(path)
     regex, converters = "", dict[str, Callable[[str], Any]]()
-    #: Whether an earlier parameter could take text of this one; the one before it; whether one is a path.
+    #: Whether an earlier parameter could take text of this one; the one before it; whether one is a
+    #: path.
     shared, previous, path_before = False, "", False
     for before, (name, kind) in zip(pieces[::3], PARAMETER.findall(path), strict=False):
         if (kind or "str") not in CONVERTERS:

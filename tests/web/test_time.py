@@ -1,8 +1,9 @@
 """The time that one request may take from the event loop: 20 ms, whatever it is made of.
 
-Each case is a request within the server's default limits, of the shape that costs most. What is measured is the time of
-the loop's thread; the best of three, because the machine is shared. Work in a thread is not counted, so the test of what
-runs there is that it is Python code, which lets the loop in every 5 ms.
+Each case is a request within the server's default limits, of the shape that costs most. What is
+measured is the time of the loop's thread; the best of three, because the machine is shared. Work in
+a thread is not counted, so the test of what runs there is that it is Python code, which lets the
+loop in every 5 ms.
 """
 
 import time
