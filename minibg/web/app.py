@@ -94,7 +94,7 @@ class App:
         self, *, debug: bool = False, lifespan: LifespanFactory = None, exception_handlers: ExceptionHandlers = None
     ) -> None:
         self.debug = debug
-        self.state = State({})
+        self.state: Any = State({})
         self._lifespan = lifespan or (lambda _: nullcontext())
         self._router = Router()
         self._threads = Threads("minibg-handler", HANDLER_THREADS)

@@ -30,7 +30,7 @@ While a request runs:
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
@@ -106,8 +106,8 @@ class Resolution:
     #: The open generators.
     stack: AsyncExitStack
     #: The result of each step that has run, by its slot.
-    values: list[Any] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    values: list[Any]
+    problems: list[Problem]
 
 
 #: Reads one argument. A bad one is added to the problems, and INVALID.
@@ -146,8 +146,9 @@ class Plan:
 
         Generators are closed with the stack. Raises RequestValidationError.
         """
-        resolution = Resolution(request, stack)
-        values, problems = resolution.values, resolution.problems
+        values: list[Any] = []
+        problems: list[Problem] = []
+        resolution = Resolution(request, stack, values, problems)
         for call, readers in self._steps:
             arguments = {name: read(resolution) for name, read in readers.items()}
             if problems and len(values) == len(self._steps) - 1:  # The last step is the handler.
@@ -192,8 +193,7 @@ class Plan:
         if get_origin(annotation) in {Union, UnionType}:
             options = [option for option in get_args(annotation) if option is not NoneType]
             annotation = options[0] if len(options) == 1 else annotation
-        injected = [read for cls, read in INJECTED.items() if cls is annotation]
-        return injected[0] if injected else self._parameter(func, parameter, annotation).read
+        return INJECTED.get(annotation) or self._parameter(func, parameter, annotation).read
 
     def _parameter(self, func: Function, parameter: inspect.Parameter, annotation: Any) -> "Parameter":
         location = "path" if parameter.name in self._path_names else "query"

@@ -27,7 +27,7 @@ V = TypeVar("V")
 
 #: RFC 9110 §5.6.2.
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-#: RFC 9110 §5.5: of the control characters, a value may hold the horizontal tab.
+#: RFC 9110 §5.5: of the control characters, a value may contain the horizontal tab.
 VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 

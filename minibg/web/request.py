@@ -56,18 +56,10 @@ class URL(SplitResult):
 
 
 class State:
-    """Values by attribute, kept in the dict that it is made of: for a request, the ASGI scope's
-    ``state``.
-    """
+    """Values by attribute, kept in the dict it is made of: for a request, the scope's ``state``."""
 
     def __init__(self, values: dict[str, Any]) -> None:
-        object.__setattr__(self, "__dict__", values)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"the state has no {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.__dict__[name] = value
+        self.__dict__ = values
 
 
 class Request:
@@ -122,7 +114,7 @@ class Request:
         return URL(scope.get("scheme", "http"), netloc, quote(scope["path"]), query, "")
 
     @cached_property
-    def state(self) -> State:
+    def state(self) -> Any:  # A `State`, whose attributes are the application's.
         """The values of this request alone, on top of those that the lifespan yielded."""
         return State(self.scope.setdefault("state", {}))
 
