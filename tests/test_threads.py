@@ -161,6 +161,25 @@ def test_a_call_that_is_stuck_in_a_loop_that_ended_delays_no_later_loop() -> Non
     threads.close()
 
 
+def test_two_loops_in_two_threads_have_threads_of_their_own() -> None:
+    threads, turns = Threads("t", 1), threading.Barrier(2)
+    seen: dict[int, set[int]] = {0: set(), 1: set()}
+
+    async def ask(number: int) -> None:
+        for _ in range(100):
+            turns.wait(5)
+            seen[number].add(await threads.call(threading.get_ident))
+        threads.close()
+
+    asking = [threading.Thread(target=asyncio.run, args=[ask(number)]) for number in seen]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join(20)
+        assert not one.is_alive()
+    assert (len(seen[0]), len(seen[1]), len(seen[0] | seen[1])) == (1, 1, 2)
+
+
 async def test_an_idle_thread_keeps_nothing_of_its_last_call() -> None:
     class Upload:
         pass

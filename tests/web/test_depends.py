@@ -370,7 +370,7 @@ async def test_an_exception_while_closing_comes_too_late_to_be_answered() -> Non
         return "done"
 
     answer = await answer_of(handler)
-    assert (answer.status, answer.json) == (200, "done")
+    assert (answer.status, answer.json, answer.hold.dropped) == (200, "done", False)
     assert "too late to answer" in str(answer.error)
 
 

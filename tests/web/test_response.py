@@ -299,6 +299,7 @@ async def test_a_stream_that_fails_is_left_unfinished() -> None:
 
     answer = await sent(StreamingResponse(failing()))
     assert (type(answer.error), answer.messages[-1].get("more_body")) == (KeyError, True)
+    assert not answer.hold.dropped  # Its head has left.
 
 
 # Files.
