@@ -112,7 +112,7 @@ class App:
     # --- the way of a request ---
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or hold one lifespan conversation (ASGI 3.0)."""
+        """Answer one request, or speak one lifespan (ASGI 3.0)."""
         if scope["type"] not in {"http", "lifespan"}:
             raise RuntimeError(f"minibg speaks http and lifespan, not {scope['type']}")
         scope["app"], scope["minibg.threads"] = self, self._threads
@@ -187,7 +187,7 @@ class App:
         return PlainTextResponse(text, 500)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hold the lifespan conversation (ASGI lifespan 2.0)."""
+        """Speak the lifespan protocol (ASGI lifespan 2.0)."""
         part = "startup"
         try:
             await receive()

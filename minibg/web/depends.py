@@ -71,7 +71,7 @@ SCALARS: dict[object, tuple[Callable[[str], Any], str, str]] = {
 class Dependency:
     """The mark that `Depends` puts on a parameter."""
 
-    #: None stands for the parameter's own type.
+    #: None means the parameter's own type.
     dependency: Function | None
     use_cache: bool
 

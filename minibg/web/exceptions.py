@@ -20,7 +20,7 @@ Problem = dict[str, Any]
 class HTTPException(Exception):
     """Answer the request with ``status_code`` and the JSON body ``{"detail": detail}``.
 
-    ``detail`` is any value that `JSONResponse` can render; None stands for the status's phrase,
+    ``detail`` is any value that `JSONResponse` can render; None means the status's phrase,
     such as "Not Found". ``headers`` are further header fields of the response. Raises ValueError
     for a status that has no phrase when there is no ``detail`` either.
     """
