@@ -20,7 +20,8 @@ still exists and still runs inside the request. The tasks of the hold have a bou
 a status, and a drain at the end.
 
 One line makes a dependency of the hold: `tasks`. Only minibg's own server gives the strict meaning
-of "after the response": the kernel has taken the last byte, whatever middleware is in between.
+of "after the response": the kernel has taken the last byte, whatever middleware is in between
+[start.2].
 """
 
 from typing import Annotated

@@ -13,7 +13,7 @@ You will see::
     a finished run: FINISHED, then SUCCESSFUL
     an unknown id: UNKNOWN
 
-``pool.cancel(id)`` returns a `CancelOutcome`. A run that has not started is cancelled for certain.
+``pool.cancel(id)`` returns a `CancelOutcome`: what it could do in that status [cancel.1]. A run that has not started is cancelled for certain.
 A running coroutine gets a CancelledError at its ``await`` and may clean up; `REQUESTED` says that
 it has been told. A thread cannot be stopped, so its run goes on, and its result counts.
 """

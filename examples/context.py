@@ -16,7 +16,7 @@ You will see::
     retried: request 2
     outside: none
 
-A task runs in a copy of the context in which ``add_task`` or ``enqueue`` was called. A request id
+A task runs in a copy of the context in which ``add_task`` or ``enqueue`` was called [context.1]. A request id
 that middleware has set is therefore in the log lines of the tasks, without being passed along: on
 the event loop and in a thread, at the first attempt and at the second, and whatever the worker has
 run before. Changes that a task makes end with its attempt.

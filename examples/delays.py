@@ -13,7 +13,7 @@ You will see::
 
 ``using`` returns a copy of a task with other options, which are never mixed with the function's own
 arguments. A task that is due later has a slot of the queue and occupies no worker. It leaves its
-batch: the other tasks of its response do not wait for it. Times of day are aware datetimes. A time
+batch [order.5]: the other tasks of its response do not wait for it. Times of day are aware datetimes. A time
 without a zone is refused, because it means something else on the next machine.
 
 A task that repeats is shown in `examples.every`.

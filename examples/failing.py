@@ -10,9 +10,9 @@ You will see::
     /raises-404: 404, mail DROPPED, log SUCCESSFUL
     /crashes: 500, mail DROPPED, log SUCCESSFUL
 
-A response that the handler returns keeps the tasks, whatever its status. An exception means that
+A response that the handler returns keeps the tasks, whatever its status [promise.2]. An exception means that
 the handler did not finish: its tasks are dropped, also when the exception is an `HTTPException` and
-is answered. A registration that was never written gets no welcome mail. ``using(always=True)``
+is answered [promise.3]. A registration that was never written gets no welcome mail. ``using(always=True)``
 marks a task that runs all the same: an audit line, a metric.
 
 The traceback of the crash is in the log, on stderr.

@@ -19,11 +19,12 @@ second mail has the slot, and every further one finds the queue full. The mail s
 it is told to.
 
 - ``add_task`` raises `QueueFull` in the handler, at once. If the handler does not catch it, the
-  client gets a 503 with Retry-After, an estimate from the rate at which slots become free.
+  client gets a 503 with Retry-After [bounded.4], an estimate from the rate at which slots become free.
 - A handler may catch it, because it still has a response to choose.
 - ``await background_tasks.reserve(n, timeout=seconds)`` waits until ``n`` slots are free for this
   response, all of them together, first come first served. The next ``n`` calls of ``add_task`` use
-  them. After the timeout it raises `QueueFull`.
+  them. After the timeout it raises `QueueFull`. A reservation larger than the limit is refused at
+  once [bounded.7].
 - A sync handler cannot await. A dependency in front of it can, and shares its tasks.
 - ``await pool.aenqueue(f, x)`` waits for a slot outside a response: in a script, in another task,
   in a consumer.

@@ -18,7 +18,7 @@ function of a library.
 
 Options and arguments never meet. ``timeout=3`` below is an argument of the function, in
 ``add_task`` and ``enqueue`` as in a call; the timeout of the task is another value. Both are typed:
-mypy refuses a wrong argument, and infers that the first result's value is a string.
+mypy refuses a wrong argument, and infers that the first result's value is a string [adding.5].
 """
 
 import asyncio

@@ -21,7 +21,7 @@ You will see::
 
 Without ``retry=`` there is one attempt. While a task waits for its retry, its worker is free, and
 the later tasks of the same response wait for it. The errors of all attempts are in the
-`TaskResult`. The log, on stderr, has their tracebacks with the task's name, its id, the number of
+`TaskResult`. The log, on stderr, has their tracebacks [isolation.3] with the task's name, its id, the number of
 the attempt and the request that added it.
 """
 

@@ -17,7 +17,7 @@ You will see::
 ``enqueue`` and ``add_task`` return a `TaskResult`, which changes as its run goes on. A response may
 contain its ``id``; ``pool.get(id)`` returns the record again, from any thread. ``wait`` waits for
 the end of the run, and its timeout ends the waiting only. ``pool.statistics()`` is a frozen count
-of everything at one moment.
+of everything at one moment [statistics.1].
 
 Finished runs are kept by count and by age: 10,000 of them for an hour, unless told otherwise; here
 two of them. So memory stays bounded, and `get` returns None both for a forgotten id and for one

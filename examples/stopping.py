@@ -19,10 +19,11 @@ waited for. `Pool.stop` returns a report, and the log has the same, one line for
 not finish. Here those are LOST, because the queue is in memory; with a journal they would run at
 the next start.
 
-A signal stops a server in phases: no new connections, then the responses in flight finish, then the
-tasks, then the application shuts down, and the process exits with 0. A second signal goes on to the
-next phase: when it ends the drain, running tasks are cancelled. A third signal exits at once. A
-thread that never returns does not keep the process.
+A signal stops a server in phases: no new connections, then the responses in flight finish, and their
+applications after them [drain.2]; then the tasks are finished before the application shuts down
+[drain.6], and the process exits with 0 [drain.1]. A second signal goes on to the next phase: when it
+ends the drain, running tasks are cancelled and a stuck one is reported as LOST [threads.3]. A third
+signal exits at once. A thread that never returns does not keep the process.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ knows; its worker stays busy until the thread returns, and ``statistics().overru
 counts it. So give blocking calls a timeout of their own (``smtplib.SMTP(timeout=10)``), and make
 the one of the task longer.
 
-A task has no timeout unless it asks for one. One that runs for a minute is named in a warning.
+A task has no timeout unless it asks for one [timeout.1]. One that runs for a minute is named in a warning.
 """
 
 import asyncio

@@ -2,7 +2,8 @@
 carried across.
 
 `background` has one set of them for sync tasks, `web` one for sync handlers, and the journal a
-single thread for its file. They are separate on purpose: Starlette runs sync tasks in the threads
+single thread for its file. They are separate on purpose, so that no number of blocked tasks delays
+a handler [threads.1]: Starlette runs sync tasks in the threads
 of its sync handlers, forty in all, and the fortieth blocked task stops every sync handler
 (measured: 1 ms becomes 1.8 s).
 
@@ -13,7 +14,7 @@ The rules of this file:
   keeps the process for ever; asyncio's default executor is one of those, and every library shares
   it.
 - **Bounded.** A thread is started when there are more calls than threads, up to ``limit``. Further
-  calls are queued.
+  calls are queued. A pool's limit is the number of its workers [threads.2].
 - **Counted on the loop.** The loop's thread counts, the other threads work, and a
   `queue.SimpleQueue` lies between them. No count has two writers, so nothing is locked.
 - **One crew per loop.** Threads, queue and counts belong to one event loop and end with it. A call

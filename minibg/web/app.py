@@ -16,7 +16,7 @@ is dropped**: an error in the stream or in a dependency's clean-up comes too lat
 and the client has been told that its request was accepted.
 
 The response is sent while the generator dependencies are open. The application returns after they
-are closed, and only then the first task starts.
+are closed, and only then the first task starts [start.3].
 
 No middleware is added after the first request or lifespan: a stack that grows under load cannot be
 reasoned about.
