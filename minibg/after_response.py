@@ -1,39 +1,46 @@
 """The joint between server and queue: hold a response's tasks until it has left, then release them.
 
-`AfterResponse` is plain ASGI: an application around an application. It is the one file that knows both sides, and it adds
-one thing: a moment. For each request:
+`AfterResponse` is plain ASGI: an application around an application. It is the one file that knows
+both sides, and it adds one thing: a moment. For each request:
 
 1. An empty hold joins the scope, as ``scope["minibg.background"]``. The handler adds tasks to it.
-2. The response head passes through ``send`` here. First the hold is *committed*, then the head goes on. If the commit is
-   refused, because the journal's disk is full for example, the client gets a 503 with ``Retry-After`` instead, and the rest of the
-   application's response is discarded. Tasks that are added while the body streams are committed before its last message.
-3. The application returns. On minibg's server ``send`` has returned from the last message when the kernel had taken the
-   last byte, so by now the response has left, and the hold is *released*. [start.1]
+2. The response head passes through ``send`` here. First the hold is *committed*, then the head goes
+   on. If the commit is refused, because the journal's disk is full for example, the client gets a
+   503 with ``Retry-After`` instead, and the rest of the application's response is discarded. Tasks
+   that are added while the body streams are committed before its last message.
+3. The application returns. On minibg's server ``send`` has returned from the last message when the
+   kernel had taken the last byte, so by now the response has left, and the hold is *released*.
+   [start.1]
 
-**A promise is the head that left.** `Head` is what has become of the response head, and this value alone decides between release
-and drop, in the last lines of `AfterResponse._respond`:
+**A promise is the head that left.** `Head` is what has become of the response head, and this value
+alone decides between release and drop, in the last lines of `AfterResponse._respond`:
 
-- An application that raises before its head has left has its hold *dropped*, except for tasks that run ``always``. [promise.1]
-- After the head has left, nothing drops its tasks: not an error in the stream or in the clean-up of a dependency, not the
-  client's end, and not the stop that cancels the response. [promise.4]
-- A client that leaves before the end of its response makes ``send`` raise an OSError (ASGI http 2.4). The handler had
-  answered, so its tasks run. [gone.1]
+- An application that raises before its head has left has its hold *dropped*, except for tasks that
+  run ``always``. [promise.1]
+- After the head has left, nothing drops its tasks: not an error in the stream or in the clean-up of
+  a dependency, not the client's end, and not the stop that cancels the response. [promise.4]
+- A client that leaves before the end of its response makes ``send`` raise an OSError (ASGI http
+  2.4). The handler had answered, so its tasks run. [gone.1]
 
-Only what reaches this file counts. minibg's `App` drops the hold itself when it makes a response of an exception. Starlette and
-FastAPI make a response of an HTTPException deep inside: here it is a 4xx like one that was returned, and the tasks run. Of any
-other exception they make a 500 and raise it again: then the tasks are dropped.
+Only what reaches this file counts. minibg's `App` drops the hold itself when it makes a response of
+an exception. Starlette and FastAPI make a response of an HTTPException deep inside: here it is a
+4xx like one that was returned, and the tasks run. Of any other exception they make a 500 and raise
+it again: then the tasks are dropped.
 
-**The pool lives inside the application's lifespan.** It is opened before the application starts up (which may add
-tasks), starts when the startup is complete, and is drained before the application hears of the shutdown, so that the tasks
-find everything open that they use. A pool that its owner has opened is left to its owner. A pool that was made here is made
-anew for each lifespan. An application that does not speak the lifespan protocol gets it spoken for it. Where no lifespan runs
-(``uvicorn --lifespan off``, an in-memory client), the first request opens the pool, and a warning says that it will not be drained.
+**The pool lives inside the application's lifespan.** It is opened before the application starts up
+(which may add tasks), starts when the startup is complete, and is drained before the application
+hears of the shutdown, so that the tasks find everything open that they use. A pool that its owner
+has opened is left to its owner. A pool that was made here is made anew for each lifespan. An
+application that does not speak the lifespan protocol gets it spoken for it. Where no lifespan runs
+(``uvicorn --lifespan off``, an in-memory client), the first request opens the pool, and a warning
+says that it will not be drained.
 
-It works under any ASGI server, around any ASGI application. Only minibg's server gives the strict meaning of "has left": under
-uvicorn the last bytes may still be in the transport's buffer when the tasks start.
+It works under any ASGI server, around any ASGI application. Only minibg's server gives the strict
+meaning of "has left": under uvicorn the last bytes may still be in the transport's buffer when the
+tasks start.
 
-Rejected: running the tasks inside the response, as Starlette does. Every middleware can then interrupt them, and so can the
-server's idea of how long a request may take.
+Rejected: running the tasks inside the response, as Starlette does. Every middleware can then
+interrupt them, and so can the server's idea of how long a request may take.
 """
 
 import asyncio
@@ -53,12 +60,14 @@ class Head(Enum):
 
     #: The application has not sent it.
     WAITING = auto()
-    #: It was passed on, and the server still holds it back: it answers with a 500 when the application raises now.
+    #: It was passed on, and the server still holds it back: it answers with a 500 when the
+    #: application raises now.
     STARTED = auto()
     #: It has left: the client has our word, and the tasks run.
     LEFT = auto()
-    #: It has left with status 500. If the application raises now, as Starlette does, it was the framework's answer to that
-    #: exception, and the handler produced none. If the application returns, it was a response like any other.
+    #: It has left with status 500. If the application raises now, as Starlette does, it was the
+    #: framework's answer to that exception, and the handler produced none. If the application
+    #: returns, it was a response like any other.
     SERVER_ERROR = auto()
     #: The application sent it, and the client was gone. The handler had answered.
     UNDELIVERED = auto()
@@ -73,8 +82,8 @@ PROMISED = (Head.LEFT, Head.UNDELIVERED)
 class AfterResponse:
     """Run ``app``, and the tasks it adds to ``scope["minibg.background"]`` after its responses.
 
-    ``pool`` runs them; without one, ``options`` are those of `Pool`. A pool that is open already stays its owner's to stop.
-    Raises TypeError for options next to a pool.
+    ``pool`` runs them; without one, ``options`` are those of `Pool`. A pool that is open already
+    stays its owner's to stop. Raises TypeError for options next to a pool.
     """
 
     def __init__(self, app: ASGIApp, pool: Pool | None = None, **options: Any) -> None:
@@ -107,7 +116,8 @@ class AfterResponse:
             elif response.head is not Head.REPLACED:  # Else it is answered.
                 raise
         finally:
-            # The application has returned or raised. This line decides about its tasks, whatever else has happened.
+            # The application has returned or raised. This line decides about its tasks, whatever
+            # else has happened.
             if response.head not in PROMISED:
                 hold.drop()
             hold.release()  # After a drop: the tasks that run always.
@@ -121,7 +131,9 @@ class AfterResponse:
             self.pool.start()
 
     def _renew(self) -> None:
-        """Make a new pool where the one that was made here belongs to an earlier lifespan or event loop."""
+        """Make a new pool where the one that was made here belongs to an earlier lifespan or event
+        loop.
+        """
         if self._options is not None and not self.pool.is_new:
             self.pool, self._starting = Pool(**self._options), asyncio.Lock()
 
@@ -154,8 +166,9 @@ class _Response:
         self.head = Head.WAITING
         self._hold = hold
         self._send = send
-        # minibg's server keeps the head back until the first message of the body (ASGI http allows it). An application that
-        # raises in between still becomes a clean 500, so the head has not left with its own message there.
+        # minibg's server keeps the head back until the first message of the body (ASGI http allows
+        # it). An application that raises in between still becomes a clean 500, so the head has not
+        # left with its own message there.
         self._is_held_back = "minibg.stopping" in (scope.get("extensions") or ())
         #: What the head is when it has left.
         self._left = Head.LEFT
@@ -166,7 +179,8 @@ class _Response:
             return
         if is_first:
             try:
-                # Starlette and FastAPI answer every exception with a 500, also an uncaught QueueFull: it is raised here again.
+                # Starlette and FastAPI answer every exception with a 500, also an uncaught
+                # QueueFull: it is raised here again.
                 cause = sys.exception() if message.get("status") == 500 else None
                 if isinstance(cause, NotAccepted):
                     raise cause
@@ -193,7 +207,9 @@ class _Response:
             await self._commit_late()
 
     async def _commit_late(self) -> None:
-        """Commit the tasks that were added after the head; those that are refused are dropped, and only those."""
+        """Commit the tasks that were added after the head; those that are refused are dropped, and
+        only those.
+        """
         try:
             await self._hold.commit()
         except NotAccepted as refusal:
@@ -241,7 +257,9 @@ class _Lifespan:
         self._send = send
 
     async def open(self) -> None:
-        """Open the pool, unless its owner has. Raises JournalUnusable, and RuntimeError for a pool that has stopped."""
+        """Open the pool, unless its owner has. Raises JournalUnusable, and RuntimeError for a pool
+        that has stopped.
+        """
         self._owns_pool = self._pool.is_new
         if self._owns_pool:
             await self._pool.open()

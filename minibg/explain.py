@@ -1,10 +1,12 @@
 """``minibg --explain``: the path of one request, told with the lines of the code that is installed.
 
-The text is `explain.md` beside this file. The README contains the same text, and a test compares the two. A reference such as
-``background/ledger.py#Ledger.note`` names a file of the package and a function or class in it; here it becomes
-``background/ledger.py:132 Ledger.note``, looked up in the source at the moment it is printed, so a line number cannot be old.
+The text is `explain.md` beside this file. The README contains the same text, and a test compares
+the two. A reference such as ``background/ledger.py#Ledger.note`` names a file of the package and a
+function or class in it; here it becomes ``background/ledger.py:132 Ledger.note``, looked up in the
+source at the moment it is printed, so a line number cannot be old.
 
-A Markdown table is too wide for a terminal: each row becomes a paragraph, its first cell the heading, the others indented.
+A Markdown table is too wide for a terminal: each row becomes a paragraph, its first cell the
+heading, the others indented.
 
 Raises KeyError for a reference that leads nowhere; a test follows all of them.
 """

@@ -1,13 +1,14 @@
 """A logger that never raises into the code that logs.
 
 Handlers of `logging` report their own errors and go on; filters do not: one that raises, such as
-``record.request_id = request_id.get()`` outside a request, raises out of ``logger.info(...)``. In a worker, in the
-stop, or in a callback of the event loop, that would end what logs: a logging filter could stop a queue. So `minibg`
-logs through an adapter around the standard logger. An exception on the way is printed to standard error, as
-`logging.Handler.handleError` does, and the record is lost; nothing else is.
+``record.request_id = request_id.get()`` outside a request, raises out of ``logger.info(...)``. In a
+worker, in the stop, or in a callback of the event loop, that would end what logs: a logging filter
+could stop a queue. So `minibg` logs through an adapter around the standard logger. An exception on
+the way is printed to standard error, as `logging.Handler.handleError` does, and the record is lost;
+nothing else is.
 
-The names stay those of `logging`: "minibg.background", "minibg.server" and "minibg.access" are ordinary loggers that an
-application configures in the ordinary way.
+The names stay those of `logging`: "minibg.background", "minibg.server" and "minibg.access" are
+ordinary loggers that an application configures in the ordinary way.
 """
 
 import logging
@@ -19,13 +20,17 @@ from typing import Any
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
-    """The logger of this name. Its methods are those of `logging.Logger`, and never raise an Exception."""
+    """The logger of this name. Its methods are those of `logging.Logger`, and never raise an
+    Exception.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(logging.getLogger(name))
 
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
-        """Log as `logging.Logger.log` does; print an exception of a filter or a handler to standard error."""
+        """Log as `logging.Logger.log` does; print an exception of a filter or a handler to standard
+        error.
+        """
         try:
             self.logger.log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 2, **kwargs)
         except Exception:  # noqa: BLE001 - whatever the application's filter raises.

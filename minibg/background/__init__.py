@@ -1,6 +1,7 @@
 """The after-response task queue. Standard library only; HTTP does not exist here.
 
-The path, in the order a task travels it; every file knows only files below it in the layers (see pyproject.toml):
+The path, in the order a task travels it; every file knows only files below it in the layers (see
+pyproject.toml):
 
 - `hold`: the tasks of one response
 - `admission`: what is accepted, and when that becomes final
@@ -12,8 +13,9 @@ The path, in the order a task travels it; every file knows only files below it i
 - `drain`: the stop
 - `pool`: the public object around all of them
 
-Beneath the path, data without input or output: `task`, `result`, `run`, `errors`, `clock`. Beside it: `follow`, `periodic`,
-`watchdog`; and `journal/`, the ledger kept on disk, behind the seam in `kept`.
+Beneath the path, data without input or output: `task`, `result`, `run`, `errors`, `clock`. Beside
+it: `follow`, `periodic`, `watchdog`; and `journal/`, the ledger kept on disk, behind the seam in
+`kept`.
 """
 
 from minibg.background.clock import Clock as Clock, SystemClock as SystemClock

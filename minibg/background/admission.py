@@ -1,30 +1,35 @@
 """Admission: what the queue accepts, and when that becomes final.
 
-A run passes four steps here. A hold takes them one by one, as its response goes on; ``enqueue`` takes them at once.
+A run passes four steps here. A hold takes them one by one, as its response goes on; ``enqueue``
+takes them at once.
 
-1. `add`: the run gets a slot, and the ledger knows it: HELD. Without a free slot `QueueFull` is raised in the handler, where
-   it can be caught and answered.
-2. `commit`: just before the response head leaves. With a journal, the runs are written to disk here, all or none.
-3. `release`: after the response has left. The runs become READY and enter the queue as one batch. A run with a delay
-   leaves the batch and becomes WAITING.
+1. `add`: the run gets a slot, and the ledger knows it: HELD. Without a free slot `QueueFull` is
+   raised in the handler, where it can be caught and answered.
+2. `commit`: just before the response head leaves. With a journal, the runs are written to disk
+   here, all or none.
+3. `release`: after the response has left. The runs become READY and enter the queue as one batch. A
+   run with a delay leaves the batch and becomes WAITING.
 4. `drop`, instead of 2 and 3, when no response was produced: DROPPED, and the slot is free again.
 
-**Keys.** With ``using(key=...)`` at most one unfinished run of a task has that key. A second add with the same key means:
+**Keys.** With ``using(key=...)`` at most one unfinished run of a task has that key. A second add
+with the same key means:
 
-===================================  ==================================================================================
-The first run is                     The second add
-===================================  ==================================================================================
-HELD                                 returns the first run, which now has two holders. It is dropped when both drop it, and
-                                     released when the first of them is released.
-READY, WAITING, RUNNING              returns the first run. It is accepted already, and the second response's end changes
-                                     nothing.
-RUNNING, and told to end             makes a new run: the first one gives up its key when its cancellation is requested.
-finished                             makes a new run.
-===================================  ==================================================================================
+========================  ==========================================================================
+The first run is          The second add
+========================  ==========================================================================
+HELD                      returns the first run, which now has two holders. It is dropped when both
+                          drop it, and released when the first of them is released.
+READY, WAITING, RUNNING   returns the first run. It is accepted already, and the end of the second
+                          response changes nothing.
+RUNNING, told to end      makes a new run: the first one gives up its key when its cancellation is
+                          requested.
+finished                  makes a new run.
+========================  ==========================================================================
 
-The options of the first run stand, whatever the second add says (retry, timeout, priority, delay), with two
-exceptions. ``always=True`` counts for the hold that said it: that hold does not drop the run. And a run that the journal
-keeps and one that it does not keep (``durable=False``) never share: one of the two would not get what its caller asked for.
+The options of the first run stand, whatever the second add says (retry, timeout, priority, delay),
+with two exceptions. ``always=True`` counts for the hold that said it: that hold does not drop the
+run. And a run that the journal keeps and one that it does not keep (``durable=False``) never share:
+one of the two would not get what its caller asked for.
 
 All methods are for the event loop's thread.
 """
@@ -59,7 +64,8 @@ class Admission:
     def add(self, run: Run, *, reserved: bool = False) -> Run:
         """Enter a run and return it; or return the unfinished run with its key.
 
-        ``reserved``: the caller has reserved a slot, which the run takes. Raises QueueFull, PoolStopped.
+        ``reserved``: the caller has reserved a slot, which the run takes. Raises QueueFull,
+        PoolStopped.
         """
         self._check_open()
         first = self._ledger.unfinished_with_key(run)
@@ -73,7 +79,9 @@ class Admission:
         return run
 
     async def reserve(self, wanted: int, timeout: float | None) -> None:
-        """Wait for ``wanted`` slots, all or none, at most ``timeout`` seconds. Raises QueueFull, PoolStopped."""
+        """Wait for ``wanted`` slots, all or none, at most ``timeout`` seconds. Raises QueueFull,
+        PoolStopped.
+        """
         self._check_open()
         await self._slots.reserve(wanted, timeout)
 
@@ -82,7 +90,9 @@ class Admission:
         self._slots.free_unused(number)
 
     def close(self) -> None:
-        """Accept nothing any more: `add` raises PoolStopped, and so does every `reserve` that waits."""
+        """Accept nothing any more: `add` raises PoolStopped, and so does every `reserve` that
+        waits.
+        """
         self._is_closed = True
         self._slots.refuse_all(PoolStopped(STOPPED))
 
@@ -91,7 +101,9 @@ class Admission:
             raise PoolStopped(STOPPED)
 
     async def commit(self, runs: Sequence[Run]) -> None:
-        """Accept runs for good. Raises JournalFailed, or PoolStopped when one of them was lost; then none is accepted."""
+        """Accept runs for good. Raises JournalFailed, or PoolStopped when one of them was lost;
+        then none is accepted.
+        """
         await self._journal.commit(runs)
         if any(run.result.status is TaskStatus.LOST for run in runs):
             raise PoolStopped("the pool has stopped before the tasks were accepted")
@@ -112,7 +124,9 @@ class Admission:
             self._queue.put(Batch(*ready))
 
     def drop(self, run: Run) -> None:
-        """Give up one holder of a run; drop the run when that was the last, and it has not been released."""
+        """Give up one holder of a run; drop the run when that was the last, and it has not been
+        released.
+        """
         run.holders -= 1
         if run.holders == 0 and run.result.status is TaskStatus.HELD:
             self._ledger.note(run, Event.DROP)
@@ -121,13 +135,17 @@ class Admission:
     # --- runs that a journal gives back ---
 
     def restore(self, batch: Sequence[Run]) -> None:
-        """Enter the runs of a batch that an earlier process has accepted: HELD, beyond the limit if need be."""
+        """Enter the runs of a batch that an earlier process has accepted: HELD, beyond the limit if
+        need be.
+        """
         for run in batch:
             self._slots.restore(run)
             self._ledger.add(run)
 
     def resume(self, batch: Sequence[Run]) -> None:
-        """Release a restored batch in its old order: when the first run has to wait, the others wait for it."""
+        """Release a restored batch in its old order: when the first run has to wait, the others
+        wait for it.
+        """
         held = [run for run in batch if run.result.status is TaskStatus.HELD]
         if not held:  # All of them were cancelled since.
             return

@@ -1,19 +1,19 @@
 """One attempt at a run: the call itself, and the verdict on it.
 
-A coroutine function is called on the event loop, in an asyncio task of its own, so that it can be cancelled and has a
-context of its own; every other callable is called in a thread. [adding.2] An awaitable that such a callable returns (a
-lambda around a coroutine function, a client library's method) is awaited on the event loop afterwards [adding.3];
-Starlette drops it silently.
+A coroutine function is called on the event loop, in an asyncio task of its own, so that it can be
+cancelled and has a context of its own; every other callable is called in a thread. [adding.2] An
+awaitable that such a callable returns (a lambda around a coroutine function, a client library's
+method) is awaited on the event loop afterwards [adding.3]; Starlette drops it silently.
 
-`perform` returns an `Outcome`, whatever the task does: SystemExit and KeyboardInterrupt are outcomes too, which would
-otherwise travel through the asyncio task into the event loop and stop the server. The failure of one task changes no
-other task and no connection. [isolation.2]
+`perform` returns an `Outcome`, whatever the task does: SystemExit and KeyboardInterrupt are
+outcomes too, which would otherwise travel through the asyncio task into the event loop and stop the
+server. The failure of one task changes no other task and no connection. [isolation.2]
 
 `judge` turns an outcome into the event that follows. It is pure: it decides, and the worker acts.
 
-The asyncio task per attempt was weighed against stepping the coroutine inside the worker's own task, which saves some
-microseconds: a task that keeps a reference to ``asyncio.current_task()``, as timeouts and cancel scopes do, could then cancel
-its worker.
+The asyncio task per attempt was weighed against stepping the coroutine inside the worker's own
+task, which saves some microseconds: a task that keeps a reference to ``asyncio.current_task()``, as
+timeouts and cancel scopes do, could then cancel its worker.
 """
 
 import asyncio
@@ -51,7 +51,8 @@ async def perform(run: Run, attempt: Attempt, threads: Threads) -> Outcome:
 
     Raises CancelledError only when the caller itself is cancelled.
     """
-    # A copy: one attempt does not see what another has set, and no two calls are in one context at a time.
+    # A copy: one attempt does not see what another has set, and no two calls are in one context at
+    # a time.
     context = run.context.copy()
     if attempt.kind is CallKind.COROUTINE:
         return await _on_loop(run, attempt, _outcome_of(run), context)
@@ -74,7 +75,8 @@ async def _on_loop(run: Run, attempt: Attempt, call: Coroutine[Any, Any, Outcome
     try:
         return await task
     except asyncio.CancelledError as cancelled:
-        # The task was cancelled before its first step; or the worker that awaits it here is cancelled.
+        # The task was cancelled before its first step; or the worker that awaits it here is
+        # cancelled.
         if not task.cancelled():
             raise
         return Outcome(error=cancelled)
@@ -105,7 +107,9 @@ def _call(run: Run) -> Outcome:
 
 
 def judge(run: Run, attempt: Attempt, outcome: Outcome, random: Callable[[], float]) -> Verdict:
-    """Return the event that follows from an outcome, with the error to record and the delay of a retry."""
+    """Return the event that follows from an outcome, with the error to record and the delay of a
+    retry.
+    """
     error, reason = outcome.error, attempt.cancelled_by
     was_cancelled = isinstance(error, asyncio.CancelledError)
     # 1. The pool stops. A journal keeps the run for the next start, whatever its clean-up raised.
@@ -121,14 +125,17 @@ def judge(run: Run, attempt: Attempt, outcome: Outcome, random: Callable[[], flo
         error = timeout_error(run, error)
     if error is None:
         return Verdict(Event.SUCCEED)
-    # 4. It raised. A run that was told to end for good is not tried again, whatever its clean-up raised.
+    # 4. It raised. A run that was told to end for good is not tried again, whatever its clean-up
+    # raised.
     retry = None if reason in (CancelReason.REQUEST, CancelReason.STOP) else run.options.retry
     delay = retry.delay(run.counted_attempts, error, random) if retry is not None else None
     return Verdict(Event.FAIL, error) if delay is None else Verdict(Event.RETRY, error, delay)
 
 
 def timeout_error(run: Run, cause: BaseException | None = None) -> TimeoutError:
-    """Return the error of a run over its timeout; ``cause`` is the exception whose traceback shows where it was."""
+    """Return the error of a run over its timeout; ``cause`` is the exception whose traceback shows
+    where it was.
+    """
     error = TimeoutError(f"{run.result.name} took longer than its timeout of {run.options.timeout:g} s")
     error.__cause__ = cause
     return error

@@ -1,15 +1,15 @@
 """Time, in the three forms the queue needs.
 
-- *Wall-clock time* is for people and for the file: the times in a `TaskResult`. It may jump. It is a
-  float, seconds since 1970 in UTC; a `TaskResult` makes a datetime of it when it is read.
+- *Wall-clock time* is for people and for the file: the times in a `TaskResult`. It may jump. It is
+  a float, seconds since 1970 in UTC; a `TaskResult` makes a datetime of it when it is read.
 - *Monotonic time* is for durations: delays, deadlines, ages. It never goes back.
 - *Timers* call a function later, on the event loop's thread.
 
-Nothing else in the folder asks the operating system for the time. A test passes a clock of its own and
-moves it by hand: an hour of backoff takes no time, and every run of the test is the same.
+Nothing else in the folder asks the operating system for the time. A test passes a clock of its own
+and moves it by hand: an hour of backoff takes no time, and every run of the test is the same.
 
-Timers run in an empty context. A callback that is scheduled from inside a request would otherwise run
-in that request's contextvars, and keep them alive until it is due.
+Timers run in an empty context. A callback that is scheduled from inside a request would otherwise
+run in that request's contextvars, and keep them alive until it is due.
 """
 
 import asyncio
@@ -55,10 +55,11 @@ class SystemClock:
 
 
 def seconds(option: str, value: Any, *, positive: bool = False) -> float:
-    """Return an option as a float of seconds. Raises ValueError for anything else, and names the option.
+    """Return an option as a float of seconds. Raises ValueError for anything else, and names the
+    option.
 
-    An int, a Decimal or a Fraction becomes a float here, where it is given: a timer that meets a Decimal, or
-    an int too large for a float, fails inside a worker.
+    An int, a Decimal or a Fraction becomes a float here, where it is given: a timer that meets a
+    Decimal, or an int too large for a float, fails inside a worker.
     """
     try:
         number = math.nan if isinstance(value, str | bytes | bool) else float(value)
@@ -71,7 +72,9 @@ def seconds(option: str, value: Any, *, positive: bool = False) -> float:
 
 
 def count(option: str, value: Any, *, least: int = 1) -> int:
-    """Return an option that counts something. Raises ValueError for anything but an int of at least ``least``."""
+    """Return an option that counts something. Raises ValueError for anything but an int of at least
+    ``least``.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{option} is a whole number, {least} or more, not {reprlib.repr(value)}")
     return value

@@ -1,22 +1,24 @@
 """The stop of a pool, in three phases with deadlines, and its report.
 
-1. **Finish.** Accepted runs are finished, up to ``drain_timeout`` seconds. [drain.3] A run that is due after that deadline is not
-   waited for. [drain.4] Tasks may still add tasks.
-2. **Cancel.** Nothing is accepted any more and no attempt begins. Coroutines that still run are cancelled *and awaited*
-   [drain.5], up to `CLEANUP_SECONDS`, so their clean-up finds everything open that they use.
-3. **Leave.** A run that is left is LOST, unless a journal has it: then it stays as it is, or is requeued if it was in
-   progress, and the next start runs it. Threads, and coroutines that swallow their cancellation, are named and left behind.
-   [drain.11]
+1. **Finish.** Accepted runs are finished, up to ``drain_timeout`` seconds. [drain.3] A run that is
+   due after that deadline is not waited for. [drain.4] Tasks may still add tasks.
+2. **Cancel.** Nothing is accepted any more and no attempt begins. Coroutines that still run are
+   cancelled *and awaited* [drain.5], up to `CLEANUP_SECONDS`, so their clean-up finds everything
+   open that they use.
+3. **Leave.** A run that is left is LOST, unless a journal has it: then it stays as it is, or is
+   requeued if it was in progress, and the next start runs it. Threads, and coroutines that swallow
+   their cancellation, are named and left behind. [drain.11]
 
-Each phase can be ended early by `hurry`, which a second signal calls. [drain.8] After the phases the pool closes what it has: its
-workers within 1 s (`worker.CANCEL_SECONDS`), the journal within `JOURNAL_SECONDS`. So a pool stops within
-``drain_timeout + 5 + 1 + 5`` seconds, whatever a task does. [drain.10]
+Each phase can be ended early by `hurry`, which a second signal calls. [drain.8] After the phases
+the pool closes what it has: its workers within 1 s (`worker.CANCEL_SECONDS`), the journal within
+`JOURNAL_SECONDS`. So a pool stops within ``drain_timeout + 5 + 1 + 5`` seconds, whatever a task
+does. [drain.10]
 
-The report has one line for each run that did not finish, and a summary. [drain.7] It is a value: logged here, and returned to
-every caller of `Pool.stop`.
+The report has one line for each run that did not finish, and a summary. [drain.7] It is a value:
+logged here, and returned to every caller of `Pool.stop`.
 
-Rejected: polling "is everything done?" ten times a second, and one timeout around the whole stop, which leaves no time for the
-clean-up of what it interrupts.
+Rejected: polling "is everything done?" ten times a second, and one timeout around the whole stop,
+which leaves no time for the clean-up of what it interrupts.
 """
 
 import logging
@@ -36,7 +38,8 @@ from minibg.log import SafeLogger
 
 logger = SafeLogger("minibg.background")
 
-#: Seconds that cancelled coroutines have for their clean-up. There is no precedent; it is what a rollback needs.
+#: Seconds that cancelled coroutines have for their clean-up. There is no precedent; it is what a
+#: rollback needs.
 CLEANUP_SECONDS = 5.0
 #: Seconds that the journal has to write what is left and to give up its file.
 JOURNAL_SECONDS = 5.0
@@ -56,7 +59,8 @@ class Unfinished:
     was: TaskStatus
     #: Its status after the stop.
     became: TaskStatus
-    #: Its attempt is still in progress, in a thread or in a coroutine that swallows its cancellation.
+    #: Its attempt is still in progress, in a thread or in a coroutine that swallows its
+    #: cancellation.
     left_behind: bool = False
 
     def __str__(self) -> str:
@@ -114,7 +118,9 @@ class Drain:
         self._end_phase(PhaseEnd.HURRIED)
 
     async def finish(self, *, has_workers: bool) -> None:
-        """Phase 1. Without workers, because the application never started, there is nothing to wait for."""
+        """Phase 1. Without workers, because the application never started, there is nothing to wait
+        for.
+        """
         self._queue.set_horizon(self._began + self._drain_timeout)
         if has_workers:
             self._log_remaining()

@@ -10,8 +10,8 @@
 ======================  ==========================================================================
 
 A task that the caller should never have added (a coroutine object, an argument that is not JSON) is
-a TypeError or ValueError, raised in ``add_task``. An error of the task itself is never raised: it is
-recorded in the `TaskResult`.
+a TypeError or ValueError, raised in ``add_task``. An error of the task itself is never raised: it
+is recorded in the `TaskResult`.
 
 The framework turns `NotAccepted` into a 503 with ``Retry-After`` and knows none of the subclasses.
 """

@@ -1,14 +1,15 @@
 """Following the ledger: every transition of every run, as an asynchronous iterator.
 
-    async for transition in pool.follow():
-        print(transition.at, transition.name, transition.before, transition.after)
+    async for transition in pool.follow(): print(transition.at, transition.name, transition.before,
+    transition.after)
 
 The rules of this file:
 
-- A follower pulls. The ledger puts each transition into the follower's buffer and goes on: no code of a reader runs inside a
-  transition, so no exception and no delay of a reader can reach a worker. A framework of signals or hooks was rejected
-  for that.
-- The buffer is bounded. A slow follower loses the oldest transitions, and the next one that it gets says how many.
+- A follower pulls. The ledger puts each transition into the follower's buffer and goes on: no code
+  of a reader runs inside a transition, so no exception and no delay of a reader can reach a worker.
+  A framework of signals or hooks was rejected for that.
+- The buffer is bounded. A slow follower loses the oldest transitions, and the next one that it gets
+  says how many.
 - The ledger refers to its followers weakly: a follower that is not used any more is gone.
 - The iterator ends when the pool has stopped.
 """
@@ -69,7 +70,9 @@ class Follower:
         return replace(transition, missed=missed) if missed else transition
 
     def put_nowait(self, transition: Transition) -> None:
-        """Add a transition for the reader. The ledger calls it; the oldest one goes when the buffer is full."""
+        """Add a transition for the reader. The ledger calls it; the oldest one goes when the buffer
+        is full.
+        """
         if len(self._buffer) == BUFFER:
             self._buffer.popleft()
             self._missed += 1

@@ -1,26 +1,30 @@
 """The hold: the tasks of one response, from ``add_task`` until the response has left.
 
-A handler knows it as `BackgroundTasks`. The name and ``add_task`` are FastAPI's. There, the object is a list that the
-request's own coroutine runs through. Here it is a *hold*: it collects runs that have a slot of the queue and may not start yet. A
-response has one hold; its handler and its dependencies share it. [adding.1]
+A handler knows it as `BackgroundTasks`. The name and ``add_task`` are FastAPI's. There, the object
+is a list that the request's own coroutine runs through. Here it is a *hold*: it collects runs that
+have a slot of the queue and may not start yet. A response has one hold; its handler and its
+dependencies share it. [adding.1]
 
 `after_response.py` ends the hold, by one of three verbs:
 
 - ``commit`` before the response head leaves: the runs are accepted, with a journal on disk.
-- ``release`` after the response has left: they go to the workers, as one batch, in the order they were added.
-- ``drop`` when no response was produced: they never run, but for those that were added with ``using(always=True)``.
+- ``release`` after the response has left: they go to the workers, as one batch, in the order they
+  were added.
+- ``drop`` when no response was produced: they never run, but for those that were added with
+  ``using(always=True)``.
 
-A task takes its slot in ``add_task``, so `QueueFull` is raised in the handler, where it can be caught and answered.
-[bounded.2] Unless the handler catches it, the tasks of one response are all accepted or none. [bounded.3] A handler that prefers
-to wait says so first: ``await background_tasks.reserve(3, timeout=5.0)`` waits until three slots are free for this hold. The next
+A task takes its slot in ``add_task``, so `QueueFull` is raised in the handler, where it can be
+caught and answered. [bounded.2] Unless the handler catches it, the tasks of one response are all
+accepted or none. [bounded.3] A handler that prefers to wait says so first: ``await
+background_tasks.reserve(3, timeout=5.0)`` waits until three slots are free for this hold. The next
 three ``add_task`` use them, and the commit frees those that were not used.
 
-A hold that was dropped can be added to again: the handler of an exception may need a task of its own. After the release
-``add_task`` starts its task at once, as a batch of its own, like `Pool.enqueue`: a task that still has the hold of its
-request can use it.
+A hold that was dropped can be added to again: the handler of an exception may need a task of its
+own. After the release ``add_task`` starts its task at once, as a batch of its own, like
+`Pool.enqueue`: a task that still has the hold of its request can use it.
 
-Rejected: collecting plain function calls and taking slots at the end. It is simpler, and finds out that the queue is full
-when the handler has done its work and can no longer answer.
+Rejected: collecting plain function calls and taking slots at the end. It is simpler, and finds out
+that the queue is full when the handler has done its work and can no longer answer.
 """
 
 from collections.abc import Callable, Coroutine
@@ -36,7 +40,9 @@ T = TypeVar("T")
 
 
 class BackgroundTasks:
-    """Tasks that run when the response has left. One per request; handlers and dependencies share it."""
+    """Tasks that run when the response has left. One per request; handlers and dependencies share
+    it.
+    """
 
     __slots__ = ("_committed", "_is_released", "_origin", "_reserved", "_runs", "pool")
 
@@ -44,7 +50,8 @@ class BackgroundTasks:
         #: The pool that runs them.
         self.pool = pool
         self._origin = origin
-        #: The runs in the order they were added, and whether this hold keeps them when it is dropped.
+        #: The runs in the order they were added, and whether this hold keeps them when it is
+        #: dropped.
         self._runs: dict[Run, bool] = {}
         self._committed: set[Run] = set()
         #: Slots that are reserved and not used yet.
@@ -64,8 +71,8 @@ class BackgroundTasks:
     def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskResult[Any]:
         """Run ``func(*args, **kwargs)`` when the response has left. May be called from any thread.
 
-        ``func`` is a function, a coroutine function, a `Task`, a partial, or another callable. Raises TypeError for
-        what cannot be run, QueueFull when no slot is free, PoolStopped.
+        ``func`` is a function, a coroutine function, a `Task`, a partial, or another callable.
+        Raises TypeError for what cannot be run, QueueFull when no slot is free, PoolStopped.
         """
         run = self.pool.prepare(func, args, kwargs, self._origin)
         return self.pool.on_loop(self._add, run).result
@@ -84,11 +91,13 @@ class BackgroundTasks:
         return added
 
     async def reserve(self, n: int = 1, timeout: float | None = None) -> None:
-        """Wait until ``n`` slots are free for this hold, all of them together, at most ``timeout`` seconds.
+        """Wait until ``n`` slots are free for this hold, all of them together, at most ``timeout``
+        seconds.
 
-        Callers are served first come, first served. The next ``n`` calls of ``add_task`` use these slots; those that are not
-        used are freed when the response head leaves. Raises QueueFull after the timeout [bounded.6], and at once when ``n`` is
-        larger than the pool's ``queue_limit``; ValueError for a number that makes no sense.
+        Callers are served first come, first served. The next ``n`` calls of ``add_task`` use these
+        slots; those that are not used are freed when the response head leaves. Raises QueueFull
+        after the timeout [bounded.6], and at once when ``n`` is larger than the pool's
+        ``queue_limit``; ValueError for a number that makes no sense.
         """
         timeout = None if timeout is None else seconds("timeout=", timeout)
         await self.pool.admission.reserve(count("n=", n), timeout)
@@ -97,7 +106,9 @@ class BackgroundTasks:
             self._free_reserved()
 
     async def commit(self) -> None:
-        """Accept the runs that are held so far, for good. Raises NotAccepted; then none of them is accepted."""
+        """Accept the runs that are held so far, for good. Raises NotAccepted; then none of them is
+        accepted.
+        """
         self._free_reserved()
         while not self._committed.issuperset(self._runs):  # More may come while it waits.
             runs = list(self._runs)  # All of them: in the journal they are one batch.

@@ -7,8 +7,9 @@ The path is the same with and without a journal. It asks at three moments and te
 - ``claim`` before an attempt: is the attempt counted on disk?
 - ``record`` after every transition: written some time later, and nothing waits for it.
 
-`InMemory` answers for a pool without a journal: every call can be kept as long as the process lives. `journal/` answers with
-an SQLite file. Both have the same methods, so no line of the path asks which of them is there.
+`InMemory` answers for a pool without a journal: every call can be kept as long as the process
+lives. `journal/` answers with an SQLite file. Both have the same methods, so no line of the path
+asks which of them is there.
 """
 
 import asyncio
@@ -23,22 +24,30 @@ class Journal(Protocol):
     """The ledger kept on disk, or not kept."""
 
     async def open(self) -> Sequence[list[Run]]:
-        """Return the batches that an earlier process left unfinished, as HELD runs. Raises JournalUnusable."""
+        """Return the batches that an earlier process left unfinished, as HELD runs. Raises
+        JournalUnusable.
+        """
 
     def check_storable(self, run: Run) -> None:
-        """Prepare a run to be kept: sets ``run.stored``. Raises TypeError for a call that cannot be. From any thread."""
+        """Prepare a run to be kept: sets ``run.stored``. Raises TypeError for a call that cannot
+        be. From any thread.
+        """
 
     async def commit(self, runs: Sequence[Run]) -> None:
         """Write runs to disk, all or none. Raises JournalFailed."""
 
     async def claim(self, run: Run) -> bool:
-        """Count an attempt before it begins; return whether it may begin. Raises JournalFailed: not now."""
+        """Count an attempt before it begins; return whether it may begin. Raises JournalFailed: not
+        now.
+        """
 
     def record(self, run: Run, event: Event) -> None:
         """Write a transition of a stored run, some time later."""
 
     def get(self, id: str) -> TaskResult[Any] | None:
-        """Return a record that is not in memory any more. Raises JournalFailed when the file cannot be read."""
+        """Return a record that is not in memory any more. Raises JournalFailed when the file cannot
+        be read.
+        """
 
     async def next_request(self) -> Request:
         """Wait for a request of ``minibg tasks``."""
@@ -47,18 +56,23 @@ class Journal(Protocol):
         """Answer a request: None means that it is done, a sentence why it is not."""
 
     async def revive(self, id: str) -> Run:
-        """Wait until what has happened is written, and return a FAILED run as a new run, HELD and without attempts. Raises LookupError with a sentence."""
+        """Wait until what has happened is written, and return a FAILED run as a new run, HELD and
+        without attempts. Raises LookupError with a sentence.
+        """
 
     async def close(self, timeout: float, *, keep_lock: bool = False) -> None:
-        """Write what is left, for at most ``timeout`` seconds, and let another process own the file.
+        """Write what is left, for at most ``timeout`` seconds, and let another process own the
+        file.
 
-        ``keep_lock``: an attempt at a stored run is still in progress, so no other process may own the file before this
-        one ends.
+        ``keep_lock``: an attempt at a stored run is still in progress, so no other process may own
+        the file before this one ends.
         """
 
 
 class InMemory:
-    """The journal of a pool without one: accepting needs no disk, and the tasks end with the process."""
+    """The journal of a pool without one: accepting needs no disk, and the tasks end with the
+    process.
+    """
 
     async def open(self) -> Sequence[list[Run]]:
         return ()

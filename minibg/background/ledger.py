@@ -1,23 +1,26 @@
 """The ledger: every run of a pool, its record, and the counts; the only writer of a status.
 
-Every change of a status goes through `Ledger.note`. It looks the event up in `TRANSITIONS`, writes the record and the
-counts, and then passes the transition on: to the journal on disk, to the log, to the followers, to callers that wait for a
-condition. None of these is written anywhere else, so none of them can differ from what the workers did.
+Every change of a status goes through `Ledger.note`. It looks the event up in `TRANSITIONS`, writes
+the record and the counts, and then passes the transition on: to the journal on disk, to the log, to
+the followers, to callers that wait for a condition. None of these is written anywhere else, so none
+of them can differ from what the workers did.
 
 Guarantees:
 
-- Each run that was added is counted in exactly one status, at every moment: ``by_status`` adds up. [statistics.2]
+- Each run that was added is counted in exactly one status, at every moment: ``by_status`` adds up.
+  [statistics.2]
 - At most one unfinished run of a task has a given key.
-- Memory is bounded. Unfinished runs are bounded by the queue's slots and the number of workers. Records of finished
-  runs are kept by count and forgotten in the order they ended [status.1]; they are also kept by age. [status.2] A
-  dictionary of job states, which most tutorials teach, grows for ever.
+- Memory is bounded. Unfinished runs are bounded by the queue's slots and the number of workers.
+  Records of finished runs are kept by count and forgotten in the order they ended [status.1]; they
+  are also kept by age. [status.2] A dictionary of job states, which most tutorials teach, grows for
+  ever.
 - `get` returns None for an id that is unknown. [status.3]
 - Logging and followers never disturb a transition: see `minibg.log` and `follow.py`.
 
-**The log.** A run leaves one line at its end: INFO when it was successful or cancelled, ERROR with the traceback when it
-failed, WARNING when it was dropped; and a WARNING with the traceback for each attempt that is followed by another.
-The other transitions are DEBUG. A line is logged in the context of its run, so a filter that reads a request id from a
-context variable finds it.
+**The log.** A run leaves one line at its end: INFO when it was successful or cancelled, ERROR with
+the traceback when it failed, WARNING when it was dropped; and a WARNING with the traceback for each
+attempt that is followed by another. The other transitions are DEBUG. A line is logged in the
+context of its run, so a filter that reads a request id from a context variable finds it.
 
 All methods are for the event loop's thread.
 """
@@ -67,7 +70,8 @@ class Ledger:
         #: The unfinished runs with a key, by task name, key, and whether the journal keeps them.
         self._keys: dict[tuple[str, str | None, bool], Run] = {}
         self._followers: WeakSet[Follower] = WeakSet()
-        #: Whether there ever was a follower. To ask the set costs more than the rest of a transition without followers.
+        #: Whether there ever was a follower. To ask the set costs more than the rest of a
+        #: transition without followers.
         self._is_followed = False
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._closed = False
@@ -86,8 +90,9 @@ class Ledger:
     def note(self, run: Run, event: Event, *, error: BaseException | None = None, value: object = None) -> None:
         """Change the status of a run by an event; the only function that does. [status.4]
 
-        ``error`` is the exception of a failed attempt, ``value`` what a successful one returned. Raises
-        IllegalTransition when the run's status does not allow the event; then nothing has changed.
+        ``error`` is the exception of a failed attempt, ``value`` what a successful one returned.
+        Raises IllegalTransition when the run's status does not allow the event; then nothing has
+        changed.
         """
         result = run.result
         before = result.status
@@ -200,7 +205,9 @@ class Ledger:
             self._conditions.remove(waiting)
 
     def recheck(self) -> None:
-        """Evaluate the conditions that are waited for: something else than a transition may have made one true."""
+        """Evaluate the conditions that are waited for: something else than a transition may have
+        made one true.
+        """
         for condition, future in self._conditions:
             if not future.done() and condition():
                 future.set_result(None)

@@ -1,17 +1,20 @@
 """Tasks that run every so many seconds.
 
-A schedule is a series of moments, ``start + n * seconds``, in monotonic time. At each of them the task is enqueued like any
-other: it takes a slot, is queued, may be retried, and is noted in the ledger.
+A schedule is a series of moments, ``start + n * seconds``, in monotonic time. At each of them the
+task is enqueued like any other: it takes a slot, is queued, may be retried, and is noted in the
+ledger.
 
 The rules:
 
 - Runs do not overlap. If the run of the last moment has not ended, this moment is missed.
-- The next moment is computed from the schedule, not from the end of the run: a task of 3 s every 60 s stays on the minute.
-- A missed moment is skipped and counted, and not made up for. Reasons to miss one are a run that is still unfinished, a
-  full queue, and an event loop or machine that slept over several moments. For the same reason a journal on disk does not
-  keep these runs.
+- The next moment is computed from the schedule, not from the end of the run: a task of 3 s every 60
+  s stays on the minute.
+- A missed moment is skipped and counted, and not made up for. Reasons to miss one are a run that is
+  still unfinished, a full queue, and an event loop or machine that slept over several moments. For
+  the same reason a journal on disk does not keep these runs.
 
-Cron expressions are not here: a library's trigger (APScheduler has one) computes the next moment, and ``run_at`` takes it.
+Cron expressions are not here: a library's trigger (APScheduler has one) computes the next moment,
+and ``run_at`` takes it.
 """
 
 from collections.abc import Callable

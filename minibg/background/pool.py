@@ -6,19 +6,23 @@ It is used as a context manager, and needs no HTTP::
         result = pool.enqueue(send_welcome_email, "a@example.org")
         await result.wait()
 
-It is made of `Slots` (how much is accepted), `Ledger` (what has happened), `Queue` (what is next), `Workers` (what is in
-progress), `Admission` (the way in) and `Drain` (the way out). Each of them knows only those above it in this list, except that
-workers pull from the queue. The pool wires them and passes calls on.
+It is made of `Slots` (how much is accepted), `Ledger` (what has happened), `Queue` (what is next),
+`Workers` (what is in progress), `Admission` (the way in) and `Drain` (the way out). Each of them
+knows only those above it in this list, except that workers pull from the queue. The pool wires them
+and passes calls on.
 
-**Its states** are NEW, OPEN, RUNNING, DRAINING, STOPPED, in this order and never back. An OPEN pool accepts tasks and has no
-workers yet: an application that starts up may add some, and they begin when it has. ``async with`` opens and starts.
+**Its states** are NEW, OPEN, RUNNING, DRAINING, STOPPED, in this order and never back. An OPEN pool
+accepts tasks and has no workers yet: an application that starts up may add some, and they begin
+when it has. ``async with`` opens and starts.
 
-**One event loop.** A pool belongs to the event loop in which it was opened. ``add_task``, ``enqueue``, ``get`` and ``cancel`` may be
-called from other threads: they cross over to the event loop and wait for the answer. A second event loop in the same
-thread, such as a new one for each test, is refused with a RuntimeError: its tasks would never run.
+**One event loop.** A pool belongs to the event loop in which it was opened. ``add_task``,
+``enqueue``, ``get`` and ``cancel`` may be called from other threads: they cross over to the event
+loop and wait for the answer. A second event loop in the same thread, such as a new one for each
+test, is refused with a RuntimeError: its tasks would never run.
 
-With ``journal=`` the pool has a file that keeps its tasks (`journal/`). It gives back what an earlier process has left, and it
-passes on what ``minibg tasks`` asks for, which is what `cancel` and `retry` do.
+With ``journal=`` the pool has a file that keeps its tasks (`journal/`). It gives back what an
+earlier process has left, and it passes on what ``minibg tasks`` asks for, which is what `cancel`
+and `retry` do.
 """
 
 import asyncio
@@ -66,9 +70,12 @@ class Pool:
     - ``workers``: how many runs are in progress at once.
     - ``queue_limit``: how many runs may be held, ready or waiting together.
     - ``drain_timeout``: seconds that a stop waits for accepted runs.
-    - ``keep_finished``, ``keep_for``: how many finished runs are remembered, and for how many seconds.
-    - ``journal``: a file that keeps the tasks, so that they outlive the process; needs POSIX locks. None: they are in memory.
-    - ``durability``: what an accepted task in that file outlives: ``"power"``, a loss of power; ``"process"``, a killed process.
+    - ``keep_finished``, ``keep_for``: how many finished runs are remembered, and for how many
+      seconds.
+    - ``journal``: a file that keeps the tasks, so that they outlive the process; needs POSIX locks.
+      None: they are in memory.
+    - ``durability``: what an accepted task in that file outlives: ``"power"``, a loss of power;
+      ``"process"``, a killed process.
     - ``clock``, ``random``: time and chance, for tests that need them exact.
 
     Raises ValueError for an option that makes no sense, and names it.
@@ -112,7 +119,9 @@ class Pool:
     # --- start and stop ---
 
     async def open(self) -> None:
-        """Accept tasks. They run when the pool has started. Raises JournalUnusable; then nothing is left behind."""
+        """Accept tasks. They run when the pool has started. Raises JournalUnusable; then nothing is
+        left behind.
+        """
         if self._state is not PoolState.NEW:
             raise RuntimeError(f"a pool is opened once: this one {self._state.value}")
         self._restored = await self._journal.open()
@@ -137,10 +146,11 @@ class Pool:
             self._requests = asyncio.create_task(requests, name="minibg-requests", context=contextvars.Context())
 
     async def stop(self) -> DrainReport:
-        """Finish accepted runs, cancel what takes too long, and report what did not finish (see `drain.py`).
+        """Finish accepted runs, cancel what takes too long, and report what did not finish (see
+        `drain.py`).
 
-        May be called more than once, and from anywhere: every caller gets the same report. Takes at most
-        ``drain_timeout`` and 11 seconds.
+        May be called more than once, and from anywhere: every caller gets the same report. Takes at
+        most ``drain_timeout`` and 11 seconds.
         """
         if self._state is PoolState.NEW:
             return DrainReport(0, (), 0.0)
@@ -215,10 +225,12 @@ class Pool:
     @overload
     def enqueue(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
     def enqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskResult[Any]:
-        """Run ``func(*args, **kwargs)`` as soon as a worker is free, without waiting for a response. From any thread.
+        """Run ``func(*args, **kwargs)`` as soon as a worker is free, without waiting for a
+        response. From any thread.
 
-        Raises TypeError for what cannot be run, QueueFull when no slot is free, PoolStopped, and RuntimeError before
-        the start. With a journal the run is on disk some moments later, at the latest before it starts; `aenqueue` waits for that.
+        Raises TypeError for what cannot be run, QueueFull when no slot is free, PoolStopped, and
+        RuntimeError before the start. With a journal the run is on disk some moments later, at the
+        latest before it starts; `aenqueue` waits for that.
         """
         run = self.prepare(func, args, kwargs)
         return self.on_loop(self._enqueue, run).result
@@ -235,9 +247,11 @@ class Pool:
     @overload
     async def aenqueue(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
     async def aenqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskResult[Any]:
-        """Do as `enqueue`, but wait for a free slot and, with a journal, until the run is on disk. [bounded.9]
+        """Do as `enqueue`, but wait for a free slot and, with a journal, until the run is on disk.
+        [bounded.9]
 
-        It waits as long as it takes: limit it with ``asyncio.timeout``. Raises TypeError, PoolStopped, JournalFailed.
+        It waits as long as it takes: limit it with ``asyncio.timeout``. Raises TypeError,
+        PoolStopped, JournalFailed.
         """
         run = self.prepare(func, args, kwargs)
         self._check_loop()
@@ -258,10 +272,12 @@ class Pool:
         return added.result
 
     def every(self, func: Callable[[], Any], /, *, seconds: float) -> Periodic:
-        """Enqueue ``func()`` every ``seconds`` seconds, the first time one interval after the start of the pool.
+        """Enqueue ``func()`` every ``seconds`` seconds, the first time one interval after the start
+        of the pool.
 
-        A moment is missed, and counted in ``missed``, while the last run is unfinished or the queue is full. Returns the
-        `Periodic`, which can be cancelled. Raises ValueError for an interval that is not above zero.
+        A moment is missed, and counted in ``missed``, while the last run is unfinished or the queue
+        is full. Returns the `Periodic`, which can be cancelled. Raises ValueError for an interval
+        that is not above zero.
         """
         periodic = Periodic(self.enqueue, func, seconds, self._clock)
         self._periodic.append(periodic)
@@ -272,7 +288,9 @@ class Pool:
     # --- watching runs, and changing them ---
 
     def get(self, id: str) -> TaskResult[Any] | None:
-        """Return the record of a run; None when it is unknown, or was finished too long ago. From any thread."""
+        """Return the record of a run; None when it is unknown, or was finished too long ago. From
+        any thread.
+        """
         return self.on_loop(self._ledger.get, id)
 
     def cancel(self, id: str) -> CancelOutcome:
@@ -295,10 +313,12 @@ class Pool:
         return CancelOutcome.REQUESTED
 
     async def retry(self, id: str) -> TaskResult[Any]:
-        """Run a FAILED run of the journal again, with all its attempts. Returns its record, which begins anew.
+        """Run a FAILED run of the journal again, with all its attempts. Returns its record, which
+        begins anew.
 
-        Raises LookupError, with a sentence, when it cannot be: it is unknown or not FAILED, its thread is still at work, or an
-        unfinished run has its key; QueueFull, JournalFailed, PoolStopped.
+        Raises LookupError, with a sentence, when it cannot be: it is unknown or not FAILED, its
+        thread is still at work, or an unfinished run has its key; QueueFull, JournalFailed,
+        PoolStopped.
         """
         run = await self._journal.revive(id)
         if id in self._workers.running:
@@ -322,9 +342,11 @@ class Pool:
         await self._ledger.wait_until(lambda: not self._ledger.unfinished or self._state is PoolState.STOPPED)
 
     def follow(self) -> Follower:
-        """Follow the transitions of all runs from now on: ``async for transition in pool.follow()``.
+        """Follow the transitions of all runs from now on: ``async for transition in
+        pool.follow()``.
 
-        The buffer of a follower holds 1,000 transitions; a slow one loses the oldest. It ends when the pool has stopped.
+        The buffer of a follower holds 1,000 transitions; a slow one loses the oldest. It ends when
+        the pool has stopped.
         """
         return self._ledger.follow()
 
@@ -343,7 +365,9 @@ class Pool:
     # --- for holds ---
 
     def prepare(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], origin: str = "") -> Run:
-        """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be run or kept."""
+        """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be
+        run or kept.
+        """
         run = Run.of(func, args, kwargs, origin, self._clock)
         self._journal.check_storable(run)
         return run

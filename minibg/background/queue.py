@@ -1,26 +1,29 @@
 """The queue: batches that wait for a worker, and batches that are due later.
 
-A batch is the unit of the queue: the runs of one response. Batches leave the queue first in, first out, in the order of
-their release. [order.1] Different batches go to different workers.
+A batch is the unit of the queue: the runs of one response. Batches leave the queue first in, first
+out, in the order of their release. [order.1] Different batches go to different workers.
 
-**Two lanes.** A batch whose first run has ``priority="high"`` is taken before all others. Two lanes are two ordered
-dictionaries and one ``or``; priorities from 0 to 9 would need a heap, and no user can tell what a 6 means. The cost: as
-long as high batches keep coming, normal ones wait. ``statistics().oldest_ready`` shows it.
+**Two lanes.** A batch whose first run has ``priority="high"`` is taken before all others. Two lanes
+are two ordered dictionaries and one ``or``; priorities from 0 to 9 would need a heap, and no user
+can tell what a 6 means. The cost: as long as high batches keep coming, normal ones wait.
+``statistics().oldest_ready`` shows it.
 
-**Deferred batches.** A batch whose first run is due later costs a timer (some hundred bytes) and no worker. When the timer
-fires, the queue notes that the run is due and appends the batch to its lane. A time of day (``run_at``) is compared with the
-wall clock again, at least once a minute, because that clock may be set while the run waits.
+**Deferred batches.** A batch whose first run is due later costs a timer (some hundred bytes) and no
+worker. When the timer fires, the queue notes that the run is due and appends the batch to its lane.
+A time of day (``run_at``) is compared with the wall clock again, at least once a minute, because
+that clock may be set while the run waits.
 
-**The horizon.** A drain does not wait for a run that is due after its deadline. It sets the horizon; from then on the
-queue sets such batches aside: their runs are counted in ``set_aside``, their timers are gone, and the
-journal, if there is one, keeps them for the next start.
+**The horizon.** A drain does not wait for a run that is due after its deadline. It sets the
+horizon; from then on the queue sets such batches aside: their runs are counted in ``set_aside``,
+their timers are gone, and the journal, if there is one, keeps them for the next start.
 
-**Cancelled runs leave.** A run that is cancelled while it is queued or deferred is taken out of its batch, and an empty batch out of the
-queue, at once: memory is bounded by the runs that exist, and not by those that were added. An `OrderedDict` does that
-in constant time at both ends.
+**Cancelled runs leave.** A run that is cancelled while it is queued or deferred is taken out of its
+batch, and an empty batch out of the queue, at once: memory is bounded by the runs that exist, and
+not by those that were added. An `OrderedDict` does that in constant time at both ends.
 
-`put` never waits, because a run has had its slot since it was added. `get` hands batches to idle workers through futures:
-two lanes at 0.7 of what an `asyncio.Queue` costs (measured). All methods are for the event loop's thread.
+`put` never waits, because a run has had its slot since it was added. `get` hands batches to idle
+workers through futures: two lanes at 0.7 of what an `asyncio.Queue` costs (measured). All methods
+are for the event loop's thread.
 """
 
 import asyncio
@@ -87,7 +90,9 @@ class Queue:
             self._idle_workers.popleft().cancel()
 
     def oldest(self) -> float | None:
-        """Return when the oldest queued batch was queued, in monotonic seconds; None when the queue is empty."""
+        """Return when the oldest queued batch was queued, in monotonic seconds; None when the queue
+        is empty.
+        """
         heads = [next(iter(lane)).queued_at for lane in (self._high, self._normal) if lane]
         return min(heads, default=None)
 
@@ -140,7 +145,9 @@ class Queue:
     # --- runs that are cancelled ---
 
     def remove(self, run: Run) -> None:
-        """Take a run that is cancelled out of its batch. Siblings that waited for it alone are queued."""
+        """Take a run that is cancelled out of its batch. Siblings that waited for it alone are
+        queued.
+        """
         batch = run.batch
         if batch is None:  # It is HELD: its hold skips it at the release.
             return

@@ -1,25 +1,25 @@
 """One run of a task: the statuses it passes through, and the record it leaves.
 
-A run is a finite state machine, and the machine is the literal table below: ``TRANSITIONS[status][event]`` is the
-next status. An event that the table does not have for a status is an `IllegalTransition`, raised by `ledger.py`, which
-is the only file that changes a status. The diagram in the README is drawn from this table, and a test
-compares the two.
+A run is a finite state machine, and the machine is the literal table below:
+``TRANSITIONS[status][event]`` is the next status. An event that the table does not have for a
+status is an `IllegalTransition`, raised by `ledger.py`, which is the only file that changes a
+status. The diagram in the README is drawn from this table, and a test compares the two.
 
 Most runs take the first event of each row::
 
     (add) -> HELD -> READY -> RUNNING -> SUCCESSFUL
 
-A run is HELD until its response has left, READY while it is queued, RUNNING while a worker has it. READY,
-RUNNING, SUCCESSFUL and FAILED are Django's words (`django.tasks`) and mean the same. The others name what
-Django has no word for. Celery calls most of them PENDING, which is also its answer for an id that it does not know;
-here the answer for an unknown id is None.
+A run is HELD until its response has left, READY while it is queued, RUNNING while a worker has it.
+READY, RUNNING, SUCCESSFUL and FAILED are Django's words (`django.tasks`) and mean the same. The
+others name what Django has no word for. Celery calls most of them PENDING, which is also its answer
+for an id that it does not know; here the answer for an unknown id is None.
 
-Two statuses are easily confused. DROPPED: the response was never produced, so the run was never accepted. LOST: the
-run was accepted, the process stopped before it ended, and no journal keeps it.
+Two statuses are easily confused. DROPPED: the response was never produced, so the run was never
+accepted. LOST: the run was accepted, the process stopped before it ended, and no journal keeps it.
 
-A `TaskResult` is live: the ledger writes it, and every holder of it sees the change. It refers to no exception,
-frame or argument, only to text, so ten thousand of them are cheap. ``return_value`` is the exception: a task that
-returns 100 MB keeps them in memory as long as its record is kept.
+A `TaskResult` is live: the ledger writes it, and every holder of it sees the change. It refers to
+no exception, frame or argument, only to text, so ten thousand of them are cheap. ``return_value``
+is the exception: a task that returns 100 MB keeps them in memory as long as its record is kept.
 """
 
 import asyncio
@@ -33,10 +33,11 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Errors that are kept of one run, the newest. A task that is tried a thousand times must not keep a thousand
-#: tracebacks; twenty show the pattern.
+#: Errors that are kept of one run, the newest. A task that is tried a thousand times must not keep
+#: a thousand tracebacks; twenty show the pattern.
 ERRORS_KEPT = 20
-#: Characters that are kept of an exception's message. A driver's error may contain the whole statement.
+#: Characters that are kept of an exception's message. A driver's error may contain the whole
+#: statement.
 MESSAGE_KEPT = 2_000
 #: Characters that are kept of a traceback, its end. Deep recursion makes long ones.
 TRACEBACK_KEPT = 20_000
@@ -73,7 +74,8 @@ class TaskStatus(StrEnum):
 class Event(StrEnum):
     """An event that changes the status of a run."""
 
-    #: It is added: the way in, to HELD. There is no row for it below, because there is no status before it.
+    #: It is added: the way in, to HELD. There is no row for it below, because there is no status
+    #: before it.
     ADD = "add"
     #: Its response has left.
     RELEASE = "release"
@@ -144,7 +146,9 @@ class TaskError:
 
     @classmethod
     def of(cls, error: BaseException, attempt: int, at: float) -> "TaskError":
-        """Describe an exception. Never raises: an exception's own methods may be faulty, and then it has less text."""
+        """Describe an exception. Never raises: an exception's own methods may be faulty, and then
+        it has less text.
+        """
         kind, message, trace = object.__repr__(error), "", ""
         with suppress(Exception):
             described = traceback.TracebackException.from_exception(error)
@@ -158,12 +162,13 @@ class TaskError:
 class TaskResult(Generic[T]):
     """The record of one run.
 
-    Its times are aware datetimes in UTC, None while they have not come; ``added``, ``released``, ``started`` and
-    ``finished`` are the same in seconds since 1970. ``await result`` waits for the end of the run and returns
-    this record.
+    Its times are aware datetimes in UTC, None while they have not come; ``added``, ``released``,
+    ``started`` and ``finished`` are the same in seconds since 1970. ``await result`` waits for the
+    end of the run and returns this record.
     """
 
-    #: 32 hexadecimal digits, the last 20 random: ids sort by time, and one does not lead to another.
+    #: 32 hexadecimal digits, the last 20 random: ids sort by time, and one does not lead to
+    #: another.
     id: str
     #: The task's name: ``@task(name=)``, else module and name of the function.
     name: str
@@ -212,10 +217,11 @@ class TaskResult(Generic[T]):
         return self.status.is_final
 
     async def wait(self, timeout: float | None = None) -> "TaskResult[T]":
-        """Wait until the run has reached a final status, at most ``timeout`` seconds. Returns this record.
+        """Wait until the run has reached a final status, at most ``timeout`` seconds. Returns this
+        record.
 
-        Raises TimeoutError; the run goes on. When its pool stops first and a journal keeps the run for the next
-        start, the record is returned as it is then, not finished.
+        Raises TimeoutError; the run goes on. When its pool stops first and a journal keeps the run
+        for the next start, the record is returned as it is then, not finished.
         """
         if self._waiters is not None and not self.is_finished:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -232,7 +238,9 @@ class TaskResult(Generic[T]):
         return self.wait().__await__()
 
     def _settle(self) -> None:
-        """Wake every `wait`, also those to come: the ledger calls it, once, when nothing more happens to the run."""
+        """Wake every `wait`, also those to come: the ledger calls it, once, when nothing more
+        happens to the run.
+        """
         waiters, self._waiters = self._waiters or (), None
         for waiter in waiters:
             if not waiter.done():

@@ -1,20 +1,23 @@
 """Whether a failed attempt is followed by another, and when.
 
-The file is one decision, and it is pure: attempt number and exception in, seconds or None out. `queue.py`
-does the waiting, and knows no exceptions.
+The file is one decision, and it is pure: attempt number and exception in, seconds or None out.
+`queue.py` does the waiting, and knows no exceptions.
 
 The rules:
 
-- Off unless asked. A task without a `Retry` has one attempt. [retry.1] Running a function twice is right only
-  where its author says so: a welcome mail that was sent and then failed to log must not be sent again.
-- ``attempts`` counts the first one. [retry.2] River, Oban and SAQ count like this: ``attempts=5`` is one attempt and
-  four more.
-- The backoff is exponential with *full jitter*: the delay before attempt n+1 is uniform between zero and the
-  ceiling ``min(cap, base * 2**(n-1))``. [retry.3] A thousand tasks that failed together, because a mail server went
-  away, do not come back together. This is the rule of Celery and AWS. Equal jitter (half fixed, half random)
-  was rejected: it brings them back in a narrower crowd.
-- A task may choose the delay itself: ``raise RetryLater(after=30)``, as in Dramatiq, arq and Celery. It spends an
-  attempt all the same, so it cannot go on for ever. [retry.4] Without a `Retry` it is a failure like any other.
+- Off unless asked. A task without a `Retry` has one attempt. [retry.1] Running a function twice is
+  right only where its author says so: a welcome mail that was sent and then failed to log must not
+  be sent again.
+- ``attempts`` counts the first one. [retry.2] River, Oban and SAQ count like this: ``attempts=5``
+  is one attempt and four more.
+- The backoff is exponential with *full jitter*: the delay before attempt n+1 is uniform between
+  zero and the ceiling ``min(cap, base * 2**(n-1))``. [retry.3] A thousand tasks that failed
+  together, because a mail server went away, do not come back together. This is the rule of Celery
+  and AWS. Equal jitter (half fixed, half random) was rejected: it brings them back in a narrower
+  crowd.
+- A task may choose the delay itself: ``raise RetryLater(after=30)``, as in Dramatiq, arq and
+  Celery. It spends an attempt all the same, so it cannot go on for ever. [retry.4] Without a
+  `Retry` it is a failure like any other.
 - ``give_up_on`` beats ``on``. [retry.5] A wrong address is not a mail server that is away.
 """
 
@@ -23,15 +26,16 @@ from dataclasses import dataclass
 
 from minibg.background.clock import count, seconds
 
-#: The largest power of two in the backoff. 2**63 seconds is longer than any cap, and a larger power overflows a float.
+#: The largest power of two in the backoff. 2**63 seconds is longer than any cap, and a larger power
+#: overflows a float.
 LARGEST_EXPONENT = 63
 
 
 class RetryLater(Exception):
     """Raise it in a task: this attempt did not work, try again in ``after`` seconds.
 
-    It has no effect in a task without a `Retry`, or without an attempt left: there it is a failure like any other.
-    Raises ValueError unless ``after`` is a number of seconds, zero or more.
+    It has no effect in a task without a `Retry`, or without an attempt left: there it is a failure
+    like any other. Raises ValueError unless ``after`` is a number of seconds, zero or more.
     """
 
     def __init__(self, message: str = "the task asked for another attempt", *, after: float) -> None:
@@ -44,7 +48,8 @@ class RetryLater(Exception):
 class Retry:
     """How often a task is tried, and how long it waits in between.
 
-    Raises ValueError for a number and TypeError for a class that makes no sense, and names the option.
+    Raises ValueError for a number and TypeError for a class that makes no sense, and names the
+    option.
     """
 
     #: The number of attempts at the most, the first included.
@@ -66,7 +71,8 @@ class Retry:
             object.__setattr__(self, name, _classes(name, getattr(self, name)))
 
     def delay(self, attempt: int, error: BaseException, random: Callable[[], float]) -> float | None:
-        """Return the seconds to wait after attempt number ``attempt`` raised ``error``; None to give up.
+        """Return the seconds to wait after attempt number ``attempt`` raised ``error``; None to
+        give up.
 
         ``random`` returns a number in [0, 1).
         """
@@ -81,7 +87,9 @@ class Retry:
 
 
 def _classes(option: str, value: object) -> tuple[type[BaseException], ...]:
-    """Return exception classes as a tuple: ``on=ValueError`` and ``on=[ValueError]`` are understood."""
+    """Return exception classes as a tuple: ``on=ValueError`` and ``on=[ValueError]`` are
+    understood.
+    """
     classes = tuple(value) if isinstance(value, Iterable) and not isinstance(value, type) else (value,)
     for each in classes:
         if not (isinstance(each, type) and issubclass(each, BaseException)):

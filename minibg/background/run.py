@@ -1,22 +1,24 @@
-"""A run: one call of a task, with everything that is needed to make it; and the batch it travels in.
+"""A run: one call of a task, with everything that is needed to make it; and the batch it travels
+in.
 
-A `TaskResult` is for the reader, a `Run` is for the queue: the function and its arguments, the options, the
-contextvars of the moment of ``add_task``, the holds that share it, the attempt in progress. It is forgotten when
-the run ends, and the arguments with it; the record stays.
+A `TaskResult` is for the reader, a `Run` is for the queue: the function and its arguments, the
+options, the contextvars of the moment of ``add_task``, the holds that share it, the attempt in
+progress. It is forgotten when the run ends, and the arguments with it; the record stays.
 
-**The context is a snapshot.** A request id that middleware set is seen by that request's tasks and by no other
-code. [context.2] Workers run in an empty context [context.3], and every attempt enters a copy of the snapshot: a
-second attempt does not see the contextvars that the first one set. [context.4] A worker that runs tasks in its own
-context leaks from one request to the next (measured in aiojobs: the second and third request's job saw the first
-one's id).
+**The context is a snapshot.** A request id that middleware set is seen by that request's tasks and
+by no other code. [context.2] Workers run in an empty context [context.3], and every attempt enters
+a copy of the snapshot: a second attempt does not see the contextvars that the first one set.
+[context.4] A worker that runs tasks in its own context leaks from one request to the next (measured
+in aiojobs: the second and third request's job saw the first one's id).
 
-**A batch** is the runs of one response that were released together; they run strictly one after another. [order.2] A
-worker takes a whole batch, so that order needs no lock and no rule: it is the order of a list. Run and Batch refer to
-each other and are one data structure, so they are in one file.
+**A batch** is the runs of one response that were released together; they run strictly one after
+another. [order.2] A worker takes a whole batch, so that order needs no lock and no rule: it is the
+order of a list. Run and Batch refer to each other and are one data structure, so they are in one
+file.
 
-**A shared run.** Two holds may have the same run, when it was added twice with the same ``key`` (`admission.py`
-has the table). It is dropped when the last of them drops it, and released with the first that is released, in that
-one's batch; the tasks of the other hold do not wait for it.
+**A shared run.** Two holds may have the same run, when it was added twice with the same ``key``
+(`admission.py` has the table). It is dropped when the last of them drops it, and released with the
+first that is released, in that one's batch; the tasks of the other hold do not wait for it.
 """
 
 import asyncio
@@ -47,7 +49,8 @@ class CancelReason(Enum):
 class Attempt:
     """An attempt in progress."""
 
-    #: Whether the call is on the event loop, where it can be cancelled, or in a thread, where it cannot.
+    #: Whether the call is on the event loop, where it can be cancelled, or in a thread, where it
+    #: cannot.
     kind: CallKind
     #: When it began: monotonic seconds.
     began: float
@@ -59,11 +62,13 @@ class Attempt:
     warned: bool = False
 
     def cancel(self, reason: CancelReason) -> bool:
-        """Tell the attempt to end, unless it was told so before; return whether this was the first time.
+        """Tell the attempt to end, unless it was told so before; return whether this was the first
+        time.
 
-        The first reason is the last word [cancel.2], and a clean-up is interrupted once, not once more for each reason. A
-        run that was cancelled on request is not tried again because its timeout comes during the clean-up; a run that was
-        told to end by the stop is not called timed out. One exception: a request replaces a timeout, which could be followed by a retry.
+        The first reason is the last word [cancel.2], and a clean-up is interrupted once, not once
+        more for each reason. A run that was cancelled on request is not tried again because its
+        timeout comes during the clean-up; a run that was told to end by the stop is not called
+        timed out. One exception: a request replaces a timeout, which could be followed by a retry.
         """
         if self.cancelled_by is not None:
             if self.cancelled_by is CancelReason.TIMEOUT and reason is CancelReason.REQUEST:
@@ -83,7 +88,8 @@ class StoredRun:
     arguments_json: str
     #: The options that differ from those of the task, as a JSON object.
     option_overrides: str = "{}"
-    #: The number of its row, in order of acceptance; None while it is neither in the file nor on its way there.
+    #: The number of its row, in order of acceptance; None while it is neither in the file nor on
+    #: its way there.
     row: int | None = None
     #: The row of the first run that was committed together with it; None when it is alone.
     batch: int | None = None
@@ -131,7 +137,9 @@ class Run:
     def of(
         cls, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], origin: str, clock: Clock
     ) -> "Run":
-        """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be run."""
+        """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be
+        run.
+        """
         task = innermost(function)
         if isinstance(task, Task):  # A partial of a task has the task's name and options.
             kind, name, options = task.kind, task.name, task.options
@@ -167,25 +175,31 @@ class Batch:
     __slots__ = ("due_at", "queued_at", "runs", "timer")
 
     def __init__(self, *runs: Run) -> None:
-        #: A list: a `deque` takes 760 bytes, and most batches have one run. Its ``pop(0)`` is a move of pointers.
+        #: A list: a `deque` takes 760 bytes, and most batches have one run. Its ``pop(0)`` is a
+        #: move of pointers.
         self.runs = list(runs)
         for run in runs:
             run.batch = self
         #: When it was queued last: monotonic seconds.
         self.queued_at = 0.0
-        #: When its first run is due, in monotonic seconds, and the timer for that; set while it is deferred.
+        #: When its first run is due, in monotonic seconds, and the timer for that; set while it is
+        #: deferred.
         self.due_at = 0.0
         self.timer: Timer | None = None
 
 
 def new_id(now: float) -> str:
-    """Return an id: milliseconds since 1970 and 80 random bits, as in a UUID of version 7 (RFC 9562 §5.7).
+    """Return an id: milliseconds since 1970 and 80 random bits, as in a UUID of version 7 (RFC 9562
+    §5.7).
 
-    Ids sort by time, so the newest are neighbours in an index on disk: 9 of 27 microseconds a run (measured).
+    Ids sort by time, so the newest are neighbours in an index on disk: 9 of 27 microseconds a run
+    (measured).
     """
     return f"{int(now * 1000):012x}{secrets.token_hex(10)}"
 
 
 def of_origin(origin: str) -> str:
-    """Name the request for a line of the log. Escaped: a client chose the path, which could end the line."""
+    """Name the request for a line of the log. Escaped: a client chose the path, which could end the
+    line.
+    """
     return f" of {ascii(origin)[1:-1]}" if origin else ""

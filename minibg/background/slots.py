@@ -1,22 +1,24 @@
-"""The bound of the queue: slots, taken in ``add_task`` and freed when a run cannot come back to the queue.
+"""The bound of the queue: slots, taken in ``add_task`` and freed when a run cannot come back to the
+queue.
 
-The queue is bounded by counting, not by its length. A run has its slot from ``add_task`` on, long before it is queued,
-and ``held + ready + waiting <= limit`` holds at every moment. [bounded.1] That is what shows a full queue while there is
-still a response to change. There is no run without a slot in these three statuses.
+The queue is bounded by counting, not by its length. A run has its slot from ``add_task`` on, long
+before it is queued, and ``held + ready + waiting <= limit`` holds at every moment. [bounded.1] That
+is what shows a full queue while there is still a response to change. There is no run without a slot
+in these three statuses.
 
 The rules:
 
-- A slot, once taken, is never taken back from its run. [bounded.8] It is freed when the run ends, or when its last possible
-  attempt begins. A run that may be tried again keeps its slot while it runs: coming back to a full queue, it would
-  have to exceed the limit or be lost.
-- `reserve_nowait` takes a slot or raises `QueueFull`. `reserve` waits, first come, first served, until all of its
-  slots are free: all or none. [bounded.5] So two half-accepted responses can never wait for each other. While one caller
-  waits, `reserve_nowait` does not pass it.
-- Runs that a journal gives back may exceed the limit, which may have been lowered since: they were accepted. Nothing new
-  is accepted until the queue is below it.
+- A slot, once taken, is never taken back from its run. [bounded.8] It is freed when the run ends,
+  or when its last possible attempt begins. A run that may be tried again keeps its slot while it
+  runs: coming back to a full queue, it would have to exceed the limit or be lost.
+- `reserve_nowait` takes a slot or raises `QueueFull`. `reserve` waits, first come, first served,
+  until all of its slots are free: all or none. [bounded.5] So two half-accepted responses can never
+  wait for each other. While one caller waits, `reserve_nowait` does not pass it.
+- Runs that a journal gives back may exceed the limit, which may have been lowered since: they were
+  accepted. Nothing new is accepted until the queue is below it.
 
-A refusal says when to come back: the time between two freed slots, as a moving average, times the slots that are
-wanted. ``Retry-After`` is built from it.
+A refusal says when to come back: the time between two freed slots, as a moving average, times the
+slots that are wanted. ``Retry-After`` is built from it.
 
 All methods are for the event loop's thread.
 """
@@ -30,8 +32,8 @@ from minibg.background.clock import Clock
 from minibg.background.errors import SHORTEST_RETRY_AFTER, NotAccepted, QueueFull
 from minibg.background.run import Run
 
-#: Weight of the newest interval in the moving average of the time between two freed slots. About ten intervals decide:
-#: short enough to follow a burst, long enough not to follow one task.
+#: Weight of the newest interval in the moving average of the time between two freed slots. About
+#: ten intervals decide: short enough to follow a burst, long enough not to follow one task.
 NEWEST_INTERVAL = 0.1
 #: Seconds, the longest ``Retry-After``: a client does not plan an hour ahead.
 LONGEST_RETRY_AFTER = 60
@@ -45,7 +47,9 @@ class _Waiter(NamedTuple):
 
 
 class Slots:
-    """``limit`` slots. ``taken`` of them belong to runs, or are reserved by a hold for tasks that it will add."""
+    """``limit`` slots. ``taken`` of them belong to runs, or are reserved by a hold for tasks that
+    it will add.
+    """
 
     def __init__(self, limit: int, clock: Clock) -> None:
         self.limit = limit
@@ -63,7 +67,9 @@ class Slots:
         self.taken += 1
 
     async def reserve(self, wanted: int, timeout: float | None) -> None:
-        """Take ``wanted`` slots, all or none; wait for them, at most ``timeout`` seconds. Raises QueueFull."""
+        """Take ``wanted`` slots, all or none; wait for them, at most ``timeout`` seconds. Raises
+        QueueFull.
+        """
         if wanted > self.limit:  # They can never be free together.
             raise self._full(wanted)
         if not self._waiters and self.taken + wanted <= self.limit:

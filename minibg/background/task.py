@@ -10,20 +10,24 @@
 
 The rules of this file:
 
-- A decorated function is still called as a function. [options.3] Calling it runs it, here and now, without its options.
-- Options never share a namespace with the function's arguments. [options.1] SAQ and taskiq take both in one call, so a
-  function with a parameter named ``timeout`` cannot be given one. Here options are set on the function or by ``using``,
-  which returns a copy [options.2], and every keyword of ``add_task`` belongs to the function. PEP 612 asks for the same:
-  no parameter may follow ``P.kwargs``.
-- What can never run is refused in the handler, while there is still a response to change: coroutine objects, generator
-  functions, things that cannot be called. [adding.4] Starlette finds out after the 200.
-- Options become what the queue computes with, or are refused, where they are given: seconds are floats from here on.
-- Functions at the top of a module are entered in `TASKS` when they are decorated, under their task name. A name
-  in a log, a `TaskResult` or a journal means one function; a second function with that name is refused. `TASKS` is the
-  one global of the folder that changes, and only at import.
+- A decorated function is still called as a function. [options.3] Calling it runs it, here and now,
+  without its options.
+- Options never share a namespace with the function's arguments. [options.1] SAQ and taskiq take
+  both in one call, so a function with a parameter named ``timeout`` cannot be given one. Here
+  options are set on the function or by ``using``, which returns a copy [options.2], and every
+  keyword of ``add_task`` belongs to the function. PEP 612 asks for the same: no parameter may
+  follow ``P.kwargs``.
+- What can never run is refused in the handler, while there is still a response to change: coroutine
+  objects, generator functions, things that cannot be called. [adding.4] Starlette finds out after
+  the 200.
+- Options become what the queue computes with, or are refused, where they are given: seconds are
+  floats from here on.
+- Functions at the top of a module are entered in `TASKS` when they are decorated, under their task
+  name. A name in a log, a `TaskResult` or a journal means one function; a second function with that
+  name is refused. `TASKS` is the one global of the folder that changes, and only at import.
 
-Rejected: deriving sync or async from the return annotation (it may be missing or wrong), and options as keywords with
-an underscore in front (they are keywords all the same).
+Rejected: deriving sync or async from the return annotation (it may be missing or wrong), and
+options as keywords with an underscore in front (they are keywords all the same).
 """
 
 import functools
@@ -46,7 +50,8 @@ Priority = Literal["high", "normal"]
 #: The decorated functions by their task names.
 TASKS: "dict[str, Task[..., Any]]" = {}
 
-#: The values that an option may have, where its type says too little: a check, and what it checks for.
+#: The values that an option may have, where its type says too little: a check, and what it checks
+#: for.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retry": (lambda value: isinstance(value, Retry), "a Retry(...)"),
     "priority": (lambda value: value in ("high", "normal"), "'high' or 'normal'"),
@@ -65,7 +70,8 @@ class Options:
     timeout: float | None = None
     #: The lane of the queue: "high" is taken first.
     priority: Priority = "normal"
-    #: At most one unfinished run of the task has this key; adding a second returns the first (see `admission.py`).
+    #: At most one unfinished run of the task has this key; adding a second returns the first (see
+    #: `admission.py`).
     key: str | None = None
     #: Whether a journal keeps its runs, if the pool has one.
     durable: bool = True
@@ -132,9 +138,11 @@ class Task(Generic[P, R]):
         return self if instance is None else replace(self, function=MethodType(self.function, instance))
 
     def using(self, **changes: Unpack[CallOptions]) -> "Task[P, R]":
-        """Return a copy with other options: those of `task`, and ``delay``, ``run_at`` (seconds, datetime), ``always``.
+        """Return a copy with other options: those of `task`, and ``delay``, ``run_at`` (seconds,
+        datetime), ``always``.
 
-        Raises TypeError for an option that does not exist, ValueError for a value that makes no sense.
+        Raises TypeError for an option that does not exist, ValueError for a value that makes no
+        sense.
         """
         return replace(self, options=replace(self.options, **changes))
 
@@ -144,17 +152,19 @@ def task(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def task(*, name: str | None = None, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(function: Any = None, /, *, name: str | None = None, **options: Unpack[TaskOptions]) -> Any:
-    """Make a function a `Task`: ``@task``, ``@task(retry=..., timeout=...)``, or ``task(function_of_a_library)``.
+    """Make a function a `Task`: ``@task``, ``@task(retry=..., timeout=...)``, or
+    ``task(function_of_a_library)``.
 
     - ``name``: the task's name; ``module.function`` by default.
     - ``retry``: a `Retry`; without one the task has one attempt.
     - ``timeout``: seconds that an attempt may take; no limit by default.
     - ``priority``: ``"high"`` or ``"normal"``, the default.
-    - ``key``: at most one unfinished run of the task has this key; usually set by ``using(key=...)``.
+    - ``key``: at most one unfinished run of the task has this key; usually set by
+      ``using(key=...)``.
     - ``durable``: False keeps its runs out of the pool's journal.
 
-    Raises ValueError when another function has the name already or an option makes no sense, TypeError for an
-    object that cannot be run.
+    Raises ValueError when another function has the name already or an option makes no sense,
+    TypeError for an object that cannot be run.
     """
     if function is None:
         return lambda function: _register(function, name, Options(**options))
@@ -171,7 +181,8 @@ def _register(function: Callable[P, R], name: str | None, options: Options) -> T
     if ours != theirs:
         raise ValueError(f"two functions have the task name {made.name!r}: {theirs} and {ours}")
     if name is not None or registered.function is not function:
-        # The function was decorated again with its own options, or its module was reloaded: the newest has the name.
+        # The function was decorated again with its own options, or its module was reloaded: the
+        # newest has the name.
         TASKS[made.name] = made
     return made
 
@@ -181,13 +192,17 @@ def _qualified_name(function: Callable[..., object]) -> str:
 
 
 def as_task(function: Callable[P, R]) -> Task[P, R]:
-    """Return a function as a task, without entering it in `TASKS`. Raises TypeError for what cannot be run."""
+    """Return a function as a task, without entering it in `TASKS`. Raises TypeError for what cannot
+    be run.
+    """
     kind_of(function)
     return function if isinstance(function, Task) else Task(function, name_of(function))
 
 
 def has_own_name(function: object) -> bool:
-    """Return whether a function can be found by its name: it is neither a lambda nor made inside another function."""
+    """Return whether a function can be found by its name: it is neither a lambda nor made inside
+    another function.
+    """
     return inspect.isfunction(function) and "<" not in function.__qualname__
 
 
@@ -217,7 +232,9 @@ class CallKind(Enum):
 
 
 def kind_of(function: object) -> CallKind:
-    """Return where a callable is called. Raises TypeError, with the culprit's name, for what cannot be run as a task."""
+    """Return where a callable is called. Raises TypeError, with the culprit's name, for what cannot
+    be run as a task.
+    """
     if isinstance(function, Task):
         return function.kind
     if inspect.iscoroutine(function):
@@ -235,7 +252,9 @@ def kind_of(function: object) -> CallKind:
 
 
 def _code_flags(function: Any) -> int:
-    """Return the flags of the code that a call runs: through partials, tasks, bound methods and ``__call__``."""
+    """Return the flags of the code that a call runs: through partials, tasks, bound methods and
+    ``__call__``.
+    """
     while isinstance(function := innermost(function), Task):
         function = function.function
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)

@@ -1,21 +1,25 @@
 """The watchdog: names the coroutine task that blocks the event loop.
 
-A blocking call in a coroutine stops everything: every connection, every other task. It is the commonest fault of all
-with background tasks, and the hardest to see, because everything else becomes slow. So a thread looks from outside.
+A blocking call in a coroutine stops everything: every connection, every other task. It is the
+commonest fault of all with background tasks, and the hardest to see, because everything else
+becomes slow. So a thread looks from outside.
 
-While tasks run, the event loop *beats*: a timer increments a counter every 25 ms. A daemon thread reads the counter as
-often, and asks asyncio which task the event loop is stepping. When four samples after the first show the same beat and the
-same task, that task has blocked the event loop for 100 ms. If it is a task of this pool, it is named in a
-warning with its stack, once per block and not once per sample. [watchdog.1]
+While tasks run, the event loop *beats*: a timer increments a counter every 25 ms. A daemon thread
+reads the counter as often, and asks asyncio which task the event loop is stepping. When four
+samples after the first show the same beat and the same task, that task has blocked the event loop
+for 100 ms. If it is a task of this pool, it is named in a warning with its stack, once per block
+and not once per sample. [watchdog.1]
 
-Samples are counted, not elapsed time: a suspended machine suspends the thread too, and raises no false alarm. Neither
-does a long iteration of the event loop that consists of many short steps, because no step is sampled five times.
+Samples are counted, not elapsed time: a suspended machine suspends the thread too, and raises no
+false alarm. Neither does a long iteration of the event loop that consists of many short steps,
+because no step is sampled five times.
 
-The watchdog has forty timer calls a second while tasks run, and no timer while no task runs. [watchdog.2] asyncio's debug mode
-wraps every step of every task and sees the block only when it is over, without the line that caused it.
+The watchdog has forty timer calls a second while tasks run, and no timer while no task runs.
+[watchdog.2] asyncio's debug mode wraps every step of every task and sees the block only when it is
+over, without the line that caused it.
 
-The watchdog does not see a block that is over before the fifth sample (100 to 125 ms), nor one in a handler. A thread
-that keeps the interpreter's lock, in a C extension, stops the watchdog too.
+The watchdog does not see a block that is over before the fifth sample (100 to 125 ms), nor one in a
+handler. A thread that keeps the interpreter's lock, in a C extension, stops the watchdog too.
 """
 
 import asyncio

@@ -5,24 +5,29 @@ The loop is the whole idea::
     while not self.stopping:
         await self._run(await self._queue.get())
 
-Workers pull. No asyncio task is spawned per run by the queue or by a response, so at most ``workers`` runs are in
-progress, whatever the load [order.3], and the order within a batch is the order of a loop.
+Workers pull. No asyncio task is spawned per run by the queue or by a response, so at most
+``workers`` runs are in progress, whatever the load [order.3], and the order within a batch is the
+order of a loop.
 
 What the loop guarantees:
 
 - A failing run never stops its siblings, another batch, or the worker. [isolation.1]
-- A run that waits for its retry frees its worker. Its batch is deferred with that run at its head, so its later
-  siblings wait for it [order.4], and is queued again when the run is due.
-- A coroutine over its timeout is cancelled and awaited. [timeout.2] A coroutine that swallows its cancellation is named in the log
-  and keeps its worker [timeout.3]: two attempts of one run at once would be worse than one worker less.
-- A thread cannot be cancelled. Over its timeout the run is FAILED at once, so `TaskResult.wait` returns, and its worker
-  stays taken until the thread returns. [timeout.4] It is not tried again, for the same reason. `overrunning` counts these.
+- A run that waits for its retry frees its worker. Its batch is deferred with that run at its head,
+  so its later siblings wait for it [order.4], and is queued again when the run is due.
+- A coroutine over its timeout is cancelled and awaited. [timeout.2] A coroutine that swallows its
+  cancellation is named in the log and keeps its worker [timeout.3]: two attempts of one run at once
+  would be worse than one worker less.
+- A thread cannot be cancelled. Over its timeout the run is FAILED at once, so `TaskResult.wait`
+  returns, and its worker stays taken until the thread returns. [timeout.4] It is not tried again,
+  for the same reason. `overrunning` counts these.
 - A warning names a run that still runs after a minute. [timeout.5] Nothing is cancelled for it.
-- A worker never dies. [isolation.4] Whatever a task, an exception's ``__str__``, a `Retry` rule, a logging filter or a follower does, the
-  run ends FAILED with what was wrong, its slot is freed, and the worker goes on: `_fail_by_last_resort` is below every step.
+- A worker never dies. [isolation.4] Whatever a task, an exception's ``__str__``, a `Retry` rule, a
+  logging filter or a follower does, the run ends FAILED with what was wrong, its slot is freed, and
+  the worker goes on: `_fail_by_last_resort` is below every step.
 
-A worker is an asyncio task in an empty context. It suspends at least once per run, in the attempt's own task or thread, so
-a burst of tiny tasks cannot block the event loop. A worker ends when the pool stops, or when the event loop itself cancels it.
+A worker is an asyncio task in an empty context. It suspends at least once per run, in the attempt's
+own task or thread, so a burst of tiny tasks cannot block the event loop. A worker ends when the
+pool stops, or when the event loop itself cancels it.
 """
 
 import asyncio
@@ -43,8 +48,8 @@ from minibg.background.task import CallKind
 from minibg.background.watchdog import Watchdog
 from minibg.threads import Threads
 
-#: Seconds after which a run that is still in progress is named in a warning, once. A task of this kind of queue takes
-#: seconds; a minute is worth a look.
+#: Seconds after which a run that is still in progress is named in a warning, once. A task of this
+#: kind of queue takes seconds; a minute is worth a look.
 LONG_SECONDS = 60.0
 #: Seconds between two looks for such runs.
 LOOK_SECONDS = 10.0
@@ -68,7 +73,8 @@ class Workers:
         random: Callable[[], float],
     ) -> None:
         self.size = size
-        #: The runs with an attempt in progress, by id, including threads that are over their timeout.
+        #: The runs with an attempt in progress, by id, including threads that are over their
+        #: timeout.
         self.running: dict[str, Run] = {}
         #: The number of threads that are over their timeout and have not returned.
         self.overrunning = 0
@@ -136,7 +142,9 @@ class Workers:
         return self._conclude(run, attempt, outcome)
 
     async def _claim(self, run: Run) -> bool:
-        """Count the attempt in the journal; return whether it may begin. Raises NotAccepted: not now."""
+        """Count the attempt in the journal; return whether it may begin. Raises NotAccepted: not
+        now.
+        """
         allowed = await self._journal.claim(run)
         if run.result.status is not TaskStatus.READY or self.stopping:
             return False  # It was cancelled meanwhile, or the pool stops.
@@ -160,7 +168,9 @@ class Workers:
         return attempt, self._clock.call_later(run.options.timeout, self._on_timeout, run, attempt)
 
     def _conclude(self, run: Run, attempt: Attempt, outcome: Outcome) -> float | None:
-        """Note the end of an attempt. Return the seconds until the next one, or None when there is none."""
+        """Note the end of an attempt. Return the seconds until the next one, or None when there is
+        none.
+        """
         match run.result.status:
             case TaskStatus.RUNNING:
                 return self._note(run, judge(run, attempt, outcome, self._random), outcome.value)
@@ -177,7 +187,9 @@ class Workers:
         return None
 
     def _fail_by_last_resort(self, run: Run, error: Exception) -> None:
-        """End a run whose step raised where no step should: a `Retry` rule, a return value, minibg itself."""
+        """End a run whose step raised where no step should: a `Retry` rule, a return value, minibg
+        itself.
+        """
         if run.result.status is TaskStatus.READY:
             self._ledger.note(run, Event.START)
         if run.result.status is TaskStatus.RUNNING:
@@ -227,7 +239,8 @@ class Workers:
     async def close(self) -> None:
         """End the workers, the threads without a call, and the watchdog.
 
-        A worker whose attempt does not end is left behind after `CANCEL_SECONDS`: its attempt is not interrupted again.
+        A worker whose attempt does not end is left behind after `CANCEL_SECONDS`: its attempt is
+        not interrupted again.
         """
         self.stopping = True
         self._queue.dismiss_workers()
