@@ -88,9 +88,10 @@ class BackgroundTasks:
 
         Callers are served first come, first served. The next ``n`` calls of ``add_task`` use these slots; those that are not
         used are freed when the response head leaves. Raises QueueFull after the timeout [bounded.6], and at once when ``n`` is
-        larger than the pool's ``queue_limit``; ValueError for a number that makes no sense.
+        larger than the pool's ``queue_limit``; PoolStopped; ValueError for a number that makes no sense.
         """
         timeout = None if timeout is None else seconds("timeout=", timeout)
+        self.pool.check_loop()
         await self.pool.admission.slots.reserve(count("n=", n), timeout)
         self._reserved += n
         if self._is_released:  # The response has left while a task of it waited here.
