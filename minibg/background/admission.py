@@ -53,9 +53,7 @@ class Admission:
     """The way into the queue."""
 
     def __init__(self, slots: Slots, ledger: Ledger, queue: Queue, journal: Journal, clock: Clock) -> None:
-        self._slots = slots
-        #: The pool has stopped, or is about to.
-        self._is_closed = False
+        self.slots = slots
         self._ledger = ledger
         self._queue = queue
         self._journal = journal
@@ -67,7 +65,7 @@ class Admission:
         ``reserved``: the caller has reserved a slot, which the run takes. Raises QueueFull,
         PoolStopped.
         """
-        self._check_open()
+        self.slots.check_open()
         first = self._ledger.unfinished_with_key(run)
         if first is not None:
             first.holders += 1
@@ -107,6 +105,15 @@ class Admission:
         await self._journal.commit(runs)
         if any(run.result.status is TaskStatus.LOST for run in runs):
             raise PoolStopped("the pool has stopped before the tasks were accepted")
+
+    async def accept(self, run: Run) -> None:
+        """Commit a run without a response, and release it. Raises as `commit` does, and then the run is dropped."""
+        try:
+            await self.commit([run])
+        except BaseException:
+            self.drop(run)
+            raise
+        self.release([run])
 
     def release(self, runs: Sequence[Run]) -> None:
         """Hand runs to the workers: as one batch, but for those that have a delay."""

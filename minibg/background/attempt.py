@@ -17,12 +17,12 @@ timeouts and cancel scopes do, could then cancel its worker.
 """
 
 import asyncio
-import inspect
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from types import AsyncGeneratorType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
+from minibg.background.clock import seconds
 from minibg.background.result import Event, TaskStatus
 from minibg.background.run import Attempt, CancelReason, Run
 from minibg.background.task import CallKind
@@ -61,9 +61,9 @@ async def perform(run: Run, attempt: Attempt, threads: Threads) -> Outcome:
         return Outcome(value, error)
     if attempt.cancelled_by is not None or run.result.status is not TaskStatus.RUNNING:
         # The timeout or the stop came while the thread was at work: the awaitable is not begun.
-        if inspect.iscoroutine(value):
+        if type(value) is CoroutineType:
             value.close()
-        return Outcome()
+        return Outcome(error=asyncio.CancelledError())
     attempt.kind = CallKind.COROUTINE
     return await _on_loop(run, attempt, _outcome_of(run, value), context)
 
@@ -98,9 +98,10 @@ def _call(run: Run) -> Outcome:
         value = run.function(*run.args, **run.kwargs)
     except BaseException as error:  # noqa: BLE001 - every exception is an outcome, see above.
         return Outcome(error=error)
-    if type(value) in (GeneratorType, AsyncGeneratorType):
+    kind = type(value)  # Compared by identity: a value or its metaclass may fail when it is asked for anything.
+    if kind is GeneratorType or kind is AsyncGeneratorType:
         return Outcome(error=TypeError(f"{run.result.name} returned a generator: nothing of it has run"))
-    if run.result.status is not TaskStatus.RUNNING and inspect.iscoroutine(value):
+    if kind is CoroutineType and run.result.status is not TaskStatus.RUNNING:
         value.close()  # The pool has stopped or the attempt has timed out: nothing will await this coroutine.
         return Outcome()
     return Outcome(value)
@@ -129,7 +130,9 @@ def judge(run: Run, attempt: Attempt, outcome: Outcome, random: Callable[[], flo
     # raised.
     retry = None if reason in (CancelReason.REQUEST, CancelReason.STOP) else run.options.retry
     delay = retry.delay(run.counted_attempts, error, random) if retry is not None else None
-    return Verdict(Event.FAIL, error) if delay is None else Verdict(Event.RETRY, error, delay)
+    if delay is None:
+        return Verdict(Event.FAIL, error)
+    return Verdict(Event.RETRY, error, seconds("the delay of a Retry", delay))
 
 
 def timeout_error(run: Run, cause: BaseException | None = None) -> TimeoutError:

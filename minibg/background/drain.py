@@ -107,9 +107,10 @@ class Drain:
         self._clock = clock
         self._drain_timeout = drain_timeout
         self._began = clock.monotonic()
-        self._ended_before = ledger.ended()
-        #: The runs that were not finished at the end of phase 1, with their status then.
-        self._left: list[tuple[Run, TaskStatus]] = []
+        self._finished_before = self._finished()
+        #: The runs that were not finished when they were looked at last, with their status then: at the end of phase 1,
+        #: unless the event loop ends before.
+        self._left: dict[Run, TaskStatus] = {}
         #: Why the current phase ended early, if it did.
         self._phase_end: PhaseEnd | None = None
 
@@ -122,6 +123,7 @@ class Drain:
         for.
         """
         self._queue.set_horizon(self._began + self._drain_timeout)
+        self._left = self._unfinished()
         if has_workers:
             self._log_remaining()
             await self._wait_until(
@@ -130,13 +132,16 @@ class Drain:
 
     async def cancel(self) -> None:
         """Phase 2."""
-        self._left = [(run, run.result.status) for run in self._ledger.unfinished.values()]
-        for run, _ in self._left:
+        self._accept_nothing()
+        self._left = self._unfinished()
+        for run in self._left:
             self._workers.cancel_attempt(run, CancelReason.STOP)
-        await self._wait_until(lambda: not any(_is_on_loop(run) for run, _ in self._left), CLEANUP_SECONDS)
+        await self._wait_until(lambda: not any(_is_on_loop(run) for run in self._left), CLEANUP_SECONDS)
 
     def leave(self) -> None:
         """Phase 3."""
+        self._accept_nothing()
+        self._left |= self._unfinished() | self._left  # For a run that was looked at before, its status then stands.
         for run in list(self._ledger.unfinished.values()):
             if run.stored is None or run.stored.row is None:
                 self._ledger.note(run, Event.LOSE)
@@ -153,16 +158,25 @@ class Drain:
                 *(was, run.result.status),
                 left_behind=run.attempt is not None,
             )
-            for run, was in self._left
+            for run, was in self._left.items()
             if run.result.status is TaskStatus.LOST or not run.result.is_finished
         )
-        lost = sum(line.became is TaskStatus.LOST for line in unfinished)
-        finished = self._ledger.ended() - self._ended_before - lost
+        finished = self._finished() - self._finished_before
         report = DrainReport(finished, unfinished, self._clock.monotonic() - self._began)
         for line in unfinished:
             logger.warning("did not finish: %s", line)
         logger.log(logging.WARNING if unfinished else logging.INFO, "%s", report)
         return report
+
+    def _accept_nothing(self) -> None:
+        self._workers.stopping = True
+        self._slots.close()
+
+    def _unfinished(self) -> dict[Run, TaskStatus]:
+        return {run: run.result.status for run in self._ledger.unfinished.values()}
+
+    def _finished(self) -> int:
+        return self._ledger.ended() - self._ledger.by_status[TaskStatus.LOST]
 
     async def _wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
         """Wait for a condition, until the deadline of the phase or `hurry`."""

@@ -94,13 +94,13 @@ class BackgroundTasks:
         """Wait until ``n`` slots are free for this hold, all of them together, at most ``timeout``
         seconds.
 
-        Callers are served first come, first served. The next ``n`` calls of ``add_task`` use these
-        slots; those that are not used are freed when the response head leaves. Raises QueueFull
-        after the timeout [bounded.6], and at once when ``n`` is larger than the pool's
-        ``queue_limit``; ValueError for a number that makes no sense.
+        Callers are served first come, first served. The next ``n`` calls of ``add_task`` use these slots; those that are not
+        used are freed when the response head leaves. Raises QueueFull after the timeout [bounded.6], and at once when ``n`` is
+        larger than the pool's ``queue_limit``; PoolStopped; ValueError for a number that makes no sense.
         """
         timeout = None if timeout is None else seconds("timeout=", timeout)
-        await self.pool.admission.reserve(count("n=", n), timeout)
+        self.pool.check_loop()
+        await self.pool.admission.slots.reserve(count("n=", n), timeout)
         self._reserved += n
         if self._is_released:  # The response has left while a task of it waited here.
             self._free_reserved()

@@ -37,7 +37,6 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 from minibg.background.admission import Admission
 from minibg.background.clock import Clock, SystemClock, count, seconds as checked_seconds
 from minibg.background.drain import JOURNAL_SECONDS, Drain, DrainReport
-from minibg.background.errors import NotAccepted
 from minibg.background.follow import Follower
 from minibg.background.kept import InMemory, Journal
 from minibg.background.ledger import Ledger
@@ -141,9 +140,8 @@ class Pool:
             self.admission.resume(batch)
         for periodic in self._periodic:
             periodic.start()
-        if not isinstance(self._journal, InMemory):
-            requests = self._serve_requests()
-            self._requests = asyncio.create_task(requests, name="minibg-requests", context=contextvars.Context())
+        requests = self._serve_requests()
+        self._requests = asyncio.create_task(requests, name="minibg-requests", context=contextvars.Context())
 
     async def stop(self) -> DrainReport:
         """Finish accepted runs, cancel what takes too long, and report what did not finish (see
@@ -167,13 +165,15 @@ class Pool:
         self._drain = drain = Drain(*parts, self.drain_timeout)
         try:
             await drain.finish(has_workers=has_workers)
-            self._accept_nothing()
             await drain.cancel()
         finally:  # Also when the event loop ends in the middle of the stop.
-            self._accept_nothing()
             drain.leave()
-            await self._close()
-        return drain.report()
+            try:
+                await self._workers.close()
+            finally:
+                await self._close()
+                report = drain.report()
+        return report
 
     def _accept_nothing(self) -> None:
         self._workers.stopping = True
@@ -181,7 +181,6 @@ class Pool:
 
     async def _close(self) -> None:
         self._state = PoolState.STOPPED
-        await self._workers.close()
         if self._requests is not None:
             self._requests.cancel()
         goes_on = any(run.stored is not None for run in self._workers.running.values())
@@ -254,21 +253,14 @@ class Pool:
         PoolStopped, JournalFailed.
         """
         run = self.prepare(func, args, kwargs)
-        self._check_loop()
-        await self.admission.reserve(1, None)
+        self.check_loop()
+        await self._slots.reserve(1, None)
         try:
             added = self.admission.add(run, reserved=True)
-        except NotAccepted:
-            self._slots.free_unused(1)
-            raise
-        if added is not run:
-            self._slots.free_unused(1)
-        try:
-            await self.admission.commit([added])
-        except BaseException:
-            self.admission.drop(added)
-            raise
-        self.admission.release([added])
+        finally:
+            if not run.has_slot:  # It was refused, or an unfinished run has its key.
+                self._slots.free_unused(1)
+        await self.admission.accept(added)
         return added.result
 
     def every(self, func: Callable[[], Any], /, *, seconds: float) -> Periodic:
@@ -329,16 +321,12 @@ class Pool:
             raise LookupError(f"{id} cannot be retried: an unfinished run has its key {run.options.key!r}")
         self._ledger.forget(id)
         self.admission.add(run)
-        try:
-            await self.admission.commit([run])
-        except BaseException:
-            self.admission.drop(run)
-            raise
-        self.admission.release([run])
+        await self.admission.accept(run)
         return run.result
 
     async def idle(self) -> None:
         """Wait until no run is held, ready, waiting or running, or the pool has stopped."""
+        self.check_loop()
         await self._ledger.wait_until(lambda: not self._ledger.unfinished or self._state is PoolState.STOPPED)
 
     def follow(self) -> Follower:
@@ -376,10 +364,11 @@ class Pool:
         """Call ``function(*args)`` on the event loop's thread, from whatever thread this is."""
         if self.loop is not None and threading.get_ident() != self._thread:
             return on_loop(self.loop, function, *args)
-        self._check_loop()
+        self.check_loop()
         return function(*args)
 
-    def _check_loop(self) -> None:
+    def check_loop(self) -> None:
+        """Raise RuntimeError before `open`, and in another event loop than the one where it was opened."""
         if self.loop is None:
             raise RuntimeError(f"the pool {self._state.value}")
         running = asyncio._get_running_loop()  # noqa: SLF001 - documented, and None instead of a RuntimeError.

@@ -105,24 +105,20 @@ class Queue:
             self._set_aside(batch)
             return
         self.deferred.add(batch)
-        if batch.runs[0].options.run_at is not None:
+        if _waits_for_a_time_of_day(batch.runs[0]):
             seconds = min(seconds, WALL_CLOCK_CHECK_SECONDS)
         batch.timer = self._clock.call_later(seconds, self._on_timer, batch)
 
     def _on_timer(self, batch: Batch) -> None:
         first = batch.runs[0]
         self.deferred.discard(batch)
-        if first.options.run_at is not None and not first.result.attempts and first.result.status is TaskStatus.WAITING:
-            left = first.seconds_until_due(self._clock)
-            if left:
-                self.defer(batch, left)
-                return
-        self._due(batch)
-
-    def _due(self, batch: Batch) -> None:
+        left = first.seconds_until_due(self._clock) if _waits_for_a_time_of_day(first) else None
+        if left:
+            self.defer(batch, left)
+            return
         batch.timer = None
-        if batch.runs[0].result.status is TaskStatus.WAITING:  # Else it is READY: its claim could not be written.
-            self._ledger.note(batch.runs[0], Event.DUE)
+        if first.result.status is TaskStatus.WAITING:  # Else it is READY: its claim could not be written.
+            self._ledger.note(first, Event.DUE)
         self.put(batch)
 
     def set_horizon(self, moment: float) -> None:
@@ -163,3 +159,8 @@ class Queue:
         elif not batch.runs:
             self._high.pop(batch, None)
             self._normal.pop(batch, None)
+
+
+def _waits_for_a_time_of_day(run: Run) -> bool:
+    """Return whether a run waits for its ``run_at``, and not for its retry."""
+    return run.options.run_at is not None and not run.result.attempts and run.result.status is TaskStatus.WAITING

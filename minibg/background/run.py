@@ -70,6 +70,8 @@ class Attempt:
         timeout comes during the clean-up; a run that was told to end by the stop is not called
         timed out. One exception: a request replaces a timeout, which could be followed by a retry.
         """
+        if self.task is not None and self.task.done():  # It has ended, and its worker is not awake yet.
+            return False
         if self.cancelled_by is not None:
             if self.cancelled_by is CancelReason.TIMEOUT and reason is CancelReason.REQUEST:
                 self.cancelled_by = reason

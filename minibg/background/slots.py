@@ -29,7 +29,7 @@ from collections import deque
 from typing import NamedTuple
 
 from minibg.background.clock import Clock
-from minibg.background.errors import SHORTEST_RETRY_AFTER, NotAccepted, QueueFull
+from minibg.background.errors import SHORTEST_RETRY_AFTER, PoolStopped, QueueFull
 from minibg.background.run import Run
 
 #: Weight of the newest interval in the moving average of the time between two freed slots. About
@@ -54,6 +54,8 @@ class Slots:
     def __init__(self, limit: int, clock: Clock) -> None:
         self.limit = limit
         self.taken = 0
+        #: The pool has stopped, or is about to.
+        self.is_closed = False
         self._clock = clock
         self._waiters: deque[_Waiter] = deque()
         #: When the last slot was freed (monotonic), and the average of the seconds between two.
@@ -67,9 +69,8 @@ class Slots:
         self.taken += 1
 
     async def reserve(self, wanted: int, timeout: float | None) -> None:
-        """Take ``wanted`` slots, all or none; wait for them, at most ``timeout`` seconds. Raises
-        QueueFull.
-        """
+        """Take ``wanted`` slots, all or none; wait for them, at most ``timeout`` seconds. Raises QueueFull, PoolStopped."""
+        self.check_open()
         if wanted > self.limit:  # They can never be free together.
             raise self._full(wanted)
         if not self._waiters and self.taken + wanted <= self.limit:
@@ -87,12 +88,18 @@ class Slots:
             if timer is not None:
                 timer.cancel()
 
-    def refuse_all(self, refusal: NotAccepted) -> None:
-        """Raise ``refusal`` in every caller that waits."""
+    def check_open(self) -> None:
+        """Raise PoolStopped when the pool accepts nothing any more."""
+        if self.is_closed:
+            raise PoolStopped("the pool has stopped and accepts no tasks")
+
+    def close(self) -> None:
+        """Refuse the callers that wait, and all that come."""
+        self.is_closed = True
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.future.done():
-                waiter.future.set_exception(refusal)
+                waiter.future.set_exception(PoolStopped("the pool has stopped while its slots were waited for"))
 
     def restore(self, run: Run) -> None:
         """Take a slot for a run that a journal gives back, beyond the limit if need be."""

@@ -75,13 +75,13 @@ class Watchdog:
         self._awake.set()
 
     def close(self) -> None:
-        """End the thread, and wait for it: it sleeps for 25 ms at most."""
+        """End the thread, and wait for it: it sleeps for 25 ms, or logs."""
         self._closed = True
         if self._beats is not None:
             self._beats.cancel()
         self._awake.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(BLOCKED_SECONDS)
 
     def _beat(self) -> None:
         assert self._loop is not None
@@ -94,7 +94,7 @@ class Watchdog:
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         seen, samples = None, 0
-        while not self._closed:
+        while not (self._closed or loop.is_closed()):
             if not self._awake.is_set():
                 seen = None  # Keep nothing of the task that ran last.
                 self._awake.wait()

@@ -76,8 +76,6 @@ class Workers:
         #: The runs with an attempt in progress, by id, including threads that are over their
         #: timeout.
         self.running: dict[str, Run] = {}
-        #: The number of threads that are over their timeout and have not returned.
-        self.overrunning = 0
         #: No further attempt begins.
         self.stopping = False
         self._queue = queue
@@ -90,6 +88,11 @@ class Workers:
         self._random = random
         self._tasks: list[asyncio.Task[None]] = []
         self._look: Timer | None = None
+
+    @property
+    def overrunning(self) -> int:
+        """How many threads are over their timeout and have not returned."""
+        return sum(run.result.status is TaskStatus.FAILED for run in self.running.values())
 
     # --- the loop ---
 
@@ -113,7 +116,7 @@ class Workers:
                 wait_seconds = await self._try(run)
             except Exception as error:  # noqa: BLE001 - whatever it is, the worker goes on.
                 self._fail_by_last_resort(run, error)
-            if wait_seconds is not None:
+            if wait_seconds is not None and batch.runs:  # Else it was cancelled while its claim was refused.
                 self._queue.defer(batch, wait_seconds)
                 return
             if batch.runs and batch.runs[0] is run:  # Else it was cancelled, and has left the batch already.
@@ -133,6 +136,7 @@ class Workers:
         except asyncio.CancelledError:
             if run.result.status is TaskStatus.RUNNING:
                 self._ledger.note(run, Event.LOSE if run.stored is None else Event.REQUEUE)
+                self._slots.free(run)
             raise
         finally:
             run.attempt = None
@@ -204,19 +208,20 @@ class Workers:
         if attempt.kind is CallKind.COROUTINE:
             self.cancel_attempt(run, CancelReason.TIMEOUT)
         elif attempt.cancel(CancelReason.TIMEOUT):
-            self.overrunning += 1
             self._note(run, Verdict(Event.FAIL, timeout_error(run)))
 
     def _warn_about_late_return(self, run: Run, attempt: Attempt) -> None:
-        self.overrunning -= 1
         seconds = self._clock.monotonic() - attempt.began
         message = f"{run.describe()} returned after {seconds:.1f} s, past its timeout: its worker is free"
         log(run, logging.WARNING, message)
 
     def cancel_attempt(self, run: Run, reason: CancelReason) -> None:
-        """Cancel the coroutine of an attempt in progress; the log names it when it does not end."""
+        """Cancel the coroutine of an attempt in progress; the log names it when it does not end.
+
+        A thread cannot be cancelled; an awaitable that it returns is not begun any more.
+        """
         attempt = run.attempt
-        if attempt is not None and attempt.task is not None and attempt.cancel(reason):
+        if attempt is not None and attempt.cancel(reason) and attempt.task is not None:
             self._clock.call_later(CANCEL_SECONDS, self._warn_if_not_ended, run, attempt)
 
     def _warn_if_not_ended(self, run: Run, attempt: Attempt) -> None:
@@ -244,12 +249,12 @@ class Workers:
         """
         self.stopping = True
         self._queue.dismiss_workers()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
         self._watchdog.close()
         self._threads.close()
         if self._look is not None:
             self._look.cancel()
+        if tasks := [task for task in self._tasks if not task.done()]:
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
 
 
 def _check_cancelled() -> None:
