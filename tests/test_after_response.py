@@ -184,7 +184,7 @@ async def test_tasks_that_are_added_while_the_body_streams_are_committed_before_
             await send(LAST)
 
         await exchange.run(AfterResponse(adding(exchange, work, then=app), pool))
-        assert commits == [(1, 0), (1, 2)]  # The second one after START and MORE.
+        assert commits == [(1, 0), (2, 2)]  # The second one after START and MORE.
         await pool.idle()
         assert exchange.statuses == [SUCCESSFUL, SUCCESSFUL]
 

@@ -45,9 +45,6 @@ from minibg.background.result import Event, TaskStatus
 from minibg.background.run import Batch, Run
 from minibg.background.slots import Slots
 
-#: The message of PoolStopped.
-STOPPED = "the pool has stopped and accepts no tasks"
-
 
 class Admission:
     """The way into the queue."""
@@ -71,32 +68,10 @@ class Admission:
             first.holders += 1
             return first
         if not reserved:
-            self._slots.reserve_nowait()
+            self.slots.reserve_nowait()
         run.has_slot = True
         self._ledger.add(run)
         return run
-
-    async def reserve(self, wanted: int, timeout: float | None) -> None:
-        """Wait for ``wanted`` slots, all or none, at most ``timeout`` seconds. Raises QueueFull,
-        PoolStopped.
-        """
-        self._check_open()
-        await self._slots.reserve(wanted, timeout)
-
-    def free_unused(self, number: int) -> None:
-        """Free slots that were reserved and not used."""
-        self._slots.free_unused(number)
-
-    def close(self) -> None:
-        """Accept nothing any more: `add` raises PoolStopped, and so does every `reserve` that
-        waits.
-        """
-        self._is_closed = True
-        self._slots.refuse_all(PoolStopped(STOPPED))
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise PoolStopped(STOPPED)
 
     async def commit(self, runs: Sequence[Run]) -> None:
         """Accept runs for good. Raises JournalFailed, or PoolStopped when one of them was lost;
@@ -107,7 +82,9 @@ class Admission:
             raise PoolStopped("the pool has stopped before the tasks were accepted")
 
     async def accept(self, run: Run) -> None:
-        """Commit a run without a response, and release it. Raises as `commit` does, and then the run is dropped."""
+        """Commit a run without a response, and release it. Raises as `commit` does, and then the
+        run is dropped.
+        """
         try:
             await self.commit([run])
         except BaseException:
@@ -137,7 +114,7 @@ class Admission:
         run.holders -= 1
         if run.holders == 0 and run.result.status is TaskStatus.HELD:
             self._ledger.note(run, Event.DROP)
-            self._slots.free(run)
+            self.slots.free(run)
 
     # --- runs that a journal gives back ---
 
@@ -146,7 +123,7 @@ class Admission:
         need be.
         """
         for run in batch:
-            self._slots.restore(run)
+            self.slots.restore(run)
             self._ledger.add(run)
 
     def resume(self, batch: Sequence[Run]) -> None:

@@ -108,8 +108,8 @@ class Drain:
         self._drain_timeout = drain_timeout
         self._began = clock.monotonic()
         self._finished_before = self._finished()
-        #: The runs that were not finished when they were looked at last, with their status then: at the end of phase 1,
-        #: unless the event loop ends before.
+        #: The runs that were not finished when they were looked at last, with their status then: at
+        #: the end of phase 1, unless the event loop ends before.
         self._left: dict[Run, TaskStatus] = {}
         #: Why the current phase ended early, if it did.
         self._phase_end: PhaseEnd | None = None

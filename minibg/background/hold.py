@@ -94,9 +94,10 @@ class BackgroundTasks:
         """Wait until ``n`` slots are free for this hold, all of them together, at most ``timeout``
         seconds.
 
-        Callers are served first come, first served. The next ``n`` calls of ``add_task`` use these slots; those that are not
-        used are freed when the response head leaves. Raises QueueFull after the timeout [bounded.6], and at once when ``n`` is
-        larger than the pool's ``queue_limit``; PoolStopped; ValueError for a number that makes no sense.
+        Callers are served first come, first served. The next ``n`` calls of ``add_task`` use these
+        slots; those that are not used are freed when the response head leaves. Raises QueueFull
+        after the timeout [bounded.6], and at once when ``n`` is larger than the pool's
+        ``queue_limit``; PoolStopped; ValueError for a number that makes no sense.
         """
         timeout = None if timeout is None else seconds("timeout=", timeout)
         self.pool.check_loop()
@@ -140,4 +141,4 @@ class BackgroundTasks:
 
     def _free_reserved(self) -> None:
         unused, self._reserved = self._reserved, 0
-        self.pool.admission.free_unused(unused)
+        self.pool.admission.slots.free_unused(unused)

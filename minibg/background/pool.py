@@ -175,10 +175,6 @@ class Pool:
                 report = drain.report()
         return report
 
-    def _accept_nothing(self) -> None:
-        self._workers.stopping = True
-        self.admission.close()
-
     async def _close(self) -> None:
         self._state = PoolState.STOPPED
         if self._requests is not None:
@@ -368,7 +364,9 @@ class Pool:
         return function(*args)
 
     def check_loop(self) -> None:
-        """Raise RuntimeError before `open`, and in another event loop than the one where it was opened."""
+        """Raise RuntimeError before `open`, and in another event loop than the one where it was
+        opened.
+        """
         if self.loop is None:
             raise RuntimeError(f"the pool {self._state.value}")
         running = asyncio._get_running_loop()  # noqa: SLF001 - documented, and None instead of a RuntimeError.

@@ -69,7 +69,9 @@ class Slots:
         self.taken += 1
 
     async def reserve(self, wanted: int, timeout: float | None) -> None:
-        """Take ``wanted`` slots, all or none; wait for them, at most ``timeout`` seconds. Raises QueueFull, PoolStopped."""
+        """Take ``wanted`` slots, all or none; wait for them, at most ``timeout`` seconds. Raises
+        QueueFull, PoolStopped.
+        """
         self.check_open()
         if wanted > self.limit:  # They can never be free together.
             raise self._full(wanted)

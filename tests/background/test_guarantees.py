@@ -110,6 +110,14 @@ GUARANTEES: dict[str, tuple[str, ...]] = {
     ),
     "status.2": ("background/test_ledger.py::test_finished_ones_are_kept_by_age",),
     "status.3": ("background/test_ledger.py::test_an_unknown_id_is_none",),
+    "isolation.4": (
+        "background/test_faults.py::test_a_step_that_raises_where_none_should_fails_the_run_and_ends_no_worker",
+        "background/test_faults.py::test_an_exception_with_faulty_methods_ends_its_run_and_no_worker",
+        "background/test_faults.py::test_logging_that_raises_ends_no_worker_and_no_stop",
+    ),
+    "cancel.2": (
+        "background/test_faults.py::test_the_first_reason_is_the_last_word_and_the_clean_up_is_interrupted_once",
+    ),
     "status.4": ("test_tree.py::test_the_ledger_is_the_only_writer_of_a_status",),
     "watchdog.1": ("background/test_watchdog.py::test_a_task_that_blocks_the_event_loop_is_named_with_its_stack_once",),
     "watchdog.2": ("background/test_watchdog.py::test_there_is_no_timer_while_no_task_runs",),
