@@ -135,7 +135,7 @@ def _request(database: sqlite3.Connection, path: str, row: Row, action: Action) 
     else:
         _fail(f"the owner of {path} does not answer; its next owner will {action} {row.id}")
     if answered.refusal is not None:
-        _fail(f"{row.id} was not {PAST[action]}: {answered.refusal}")
+        _fail(answered.refusal)
     return answered
 
 

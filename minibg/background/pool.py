@@ -288,7 +288,8 @@ class Pool:
     def _cancel(self, id: str) -> CancelOutcome:
         run = self._ledger.unfinished.get(id)
         if run is None:
-            return CancelOutcome.UNKNOWN if self._ledger.get(id) is None else CancelOutcome.FINISHED
+            result = self._ledger.get(id)  # Not finished: the journal has it, and its task is not registered here.
+            return CancelOutcome.FINISHED if result is not None and result.is_finished else CancelOutcome.UNKNOWN
         if run.result.status is not TaskStatus.RUNNING:
             self._queue.remove(run)  # First: a drain compares the number of unfinished runs with those set aside.
             self._ledger.note(run, Event.CANCEL)

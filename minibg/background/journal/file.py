@@ -200,12 +200,12 @@ class File:
         for row in self._select(schema.REQUESTED):
             refusal = None
             if row.request == "cancel":
-                refusal = f"it is {row.status}" if row.finished_at is not None else None
+                refusal = f"{row.id} cannot be cancelled: it is {row.status}" if row.finished_at is not None else None
                 self._execute(schema.CANCEL_PENDING, (now, row.row))
             elif row.status != "FAILED":
-                refusal = f"it is {row.status}"
+                refusal = f"{row.id} cannot be retried: it is {row.status}"
             elif self._execute(schema.KEY_IS_TAKEN, (row.name, row.key)).fetchone() is not None:
-                refusal = f"an unfinished run has its key {row.key!r}"
+                refusal = f"{row.id} cannot be retried: an unfinished run has its key {row.key!r}"
             else:
                 self._execute(schema.RESET_FAILED, (row.row,))
             self._execute(schema.ANSWER, (refusal, row.row))

@@ -214,11 +214,11 @@ class DiskJournal:
         if (row := self._find(id)) is None:
             raise LookupError(f"there is no run {id}")
         if row.status != TaskStatus.FAILED:
-            raise LookupError(f"it is {row.status}")
+            raise LookupError(f"{id} cannot be retried: it is {row.status}")
         try:
             run = codec.decode_run(row, self._clock.time())
         except Exception as error:
-            raise LookupError(f"it cannot be run in this process: {error}") from error
+            raise LookupError(f"{id} cannot be retried in this process: {error}") from error
         assert run.stored is not None
         run.stored.batch, run.stored.uncounted_attempts, run.stored.must_reset = None, 0, True
         run.result.attempts, run.result.finished = 0, None
@@ -294,10 +294,14 @@ class DiskJournal:
                     logger.exception("%s: a group was not settled", self._path)
                 group.written.set()
         finally:  # Closed, or cancelled: nothing is written here any more.
-            for unwritten in (group, self._group):
-                if not unwritten.written.is_set():
-                    unwritten.fail(RuntimeError(f"{self._path} is closed"))
-                    unwritten.written.set()
+            self._give_up(group)
+            self._give_up(self._group)
+
+    def _give_up(self, group: PendingGroup) -> None:
+        """Tell the waiters of a group that its outcome is not known."""
+        if not group.written.is_set():
+            group.fail(RuntimeError(f"{self._path} is closed"))
+            group.written.set()
 
     async def _write(self, group: PendingGroup) -> None:
         self._file.in_sqlite.clear()
@@ -361,19 +365,22 @@ class DiskJournal:
         self._write_ready_runs()
         self._closing = True
         self._wake.set()
+        deadline = asyncio.get_running_loop().time() + timeout
         try:
             await asyncio.wait({self._writer}, timeout=timeout)
         finally:
             # In time, or too late, or cancelled together with the writer: the thread writes what the writer has left, and
             # closes the file after that.
             self._writer.cancel()
-            self._threads.call(self._file.write, self._group, self._clock.time())
+            last, self._group = self._group, PendingGroup()
+            self._give_up(last)
+            self._threads.call(self._file.write, last, self._clock.time())
             closed = self._threads.call(partial(self._file.close, keep_lock=keep_lock))
             self._threads.close()
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
-        await asyncio.wait({closed}, timeout=timeout)
+        await asyncio.wait({closed}, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
         if not closed.done():
             logger.error(
                 "%s: the disk did not answer within %g s; its thread and its lock are left behind", self._path, timeout

@@ -425,7 +425,8 @@ def test_a_start_answers_the_requests_that_came_while_the_file_had_no_owner(
     file, found, _ = next_start(path, NOW + 1)
     assert len(found) == (becomes not in FINAL)
     ((now, finished_at, request, why),) = rows(path, "status, finished_at, request, refusal")
-    assert (now, request, why) == (becomes, None, refusal)
+    done = "cancelled" if action == "cancel" else "retried"
+    assert (now, request, why) == (becomes, None, refusal and f"id1 cannot be {done}: {refusal}")
     assert finished_at == (None if becomes not in FINAL else NOW if status in FINAL else NOW + 1)
     if becomes == "READY" and status == "FAILED":
         assert rows(path, "attempts, uncounted_attempts, crashes") == [(0, 0, 0)]
@@ -435,7 +436,7 @@ def test_a_start_answers_the_requests_that_came_while_the_file_had_no_owner(
 def test_a_failed_run_is_not_retried_while_an_unfinished_run_has_its_key(file: File, path: Path) -> None:
     write(file, {"inserts": insert(1, key="k")}, {"claims": [1]})
     write(file, {"ends": end(1, status="FAILED"), "inserts": insert(2, key="k")})
-    for refusal in ("an unfinished run has its key 'k'", None):
+    for refusal in ("id1 cannot be retried: an unfinished run has its key 'k'", None):
         change(path, REQUEST, "retry", "id1")
         file.release()
         file, _, _ = next_start(path)

@@ -25,11 +25,10 @@ from minibg.background import (
     NotAccepted,
     Pool,
     QueueFull,
-    Retry,
     RetryLater,
     TaskStatus,
 )
-from minibg.background.journal import DiskJournal, codec, file as file_module
+from minibg.background.journal import DiskJournal, codec
 from minibg.background.journal.file import File, connect
 from minibg.background.journal.lock import Lock
 from minibg.background.task import TASKS
@@ -659,7 +658,7 @@ async def test_the_end_of_the_writer_is_told_to_every_commit_that_waits_and_to_e
     path: Path, disk: Disk
 ) -> None:
     """The event loop ends, and cancels every asyncio task."""
-    async with Pool(journal=path) as pool:
+    async with Pool(journal=path, drain_timeout=0) as pool:
         await written(pool)
         disk.free.clear()
         commits = [asyncio.create_task(committed(pool, (play, "a")))]
@@ -680,8 +679,7 @@ async def test_the_end_of_the_writer_is_told_to_every_commit_that_waits_and_to_e
 
 
 async def test_after_the_stop_nothing_is_accepted(path: Path) -> None:
-    pool = Pool(journal=path)
-    async with pool:
+    async with Pool(journal=path, drain_timeout=0) as pool:
         hold = BackgroundTasks(pool)
         result = hold.add_task(play, "a")
     async with asyncio.timeout(10):
@@ -708,7 +706,7 @@ async def test_a_file_that_is_in_use_can_be_opened_when_it_is_free(path: Path) -
         other = Pool(journal=path)
         with pytest.raises(JournalUnusable, match="in use by this process"):
             await other.open()
-        assert (other.is_new, len(journal_threads())) == (True, 1)
+        assert other.is_new
     async with other:
         (result,) = await responded(other, (play, "a"))
         await result.wait()
@@ -804,14 +802,16 @@ async def test_runs_that_were_in_progress_run_again_and_the_order_is_kept(
         await committed(pool, (note, "held"))
 
     copy = await killed(path, live)
-    async with Pool(journal=copy, workers=1, drain_timeout=0) as pool:
-        while pool.statistics().by_status[TaskStatus.SUCCESSFUL] < 9:
+    clock = FakeClock()
+    async with Pool(journal=copy, workers=1, clock=clock) as pool:
+        while pool.statistics().by_status[TaskStatus.SUCCESSFUL] < 10:  # With the mark of `written`.
             await asyncio.sleep(0)
         assert pool.statistics().waiting == 2
+        await stopped(pool, clock)
     behind = (("behind",), {})
     assert calls == ["a", behind, "a", behind, *(((r, n), {}) for r in "bc" for n in (0, 1)), (("held",), {})]
     assert rows(copy, "attempts, uncounted_attempts, crashes, status", "name = 'play'") == [(2, 1, 1, "SUCCESSFUL")] * 2
-    assert f"{copy}: 11 unfinished runs, 2 of them interrupted" in [r.getMessage() for r in caplog.records]
+    assert f"{copy}: 12 unfinished runs, 2 of them interrupted" in [r.getMessage() for r in caplog.records]
 
 
 async def test_suspects_of_a_crash_run_one_after_another_and_everything_else_beside_them(path: Path) -> None:
@@ -1052,7 +1052,8 @@ async def test_a_run_that_was_cancelled_before_the_stop_does_not_run_again(path:
     plays["a"] = clean_up
     async with Pool(journal=path, drain_timeout=0) as pool:
         (result,) = await responded(pool, (insist.using(timeout=60), "a"))
-        await reached(pool, result, TaskStatus.RUNNING)
+        while not calls:
+            await asyncio.sleep(0)
         assert pool.cancel(result.id) is CancelOutcome.REQUESTED
         await cleaning.wait()
         stop = asyncio.create_task(pool.stop())
@@ -1116,10 +1117,10 @@ async def test_a_close_that_is_cancelled_lets_go_of_the_file_all_the_same(path: 
     await pool.open()
     hold, _ = await committed(pool, (play, "a"))
     disk.free.clear()
-    closing_ = asyncio.create_task(pool._journal.close(30.0))
+    closing_task = asyncio.create_task(pool._journal.close(30.0))
     await turn()
-    closing_.cancel()
-    await asyncio.gather(closing_, return_exceptions=True)
+    closing_task.cancel()
+    await asyncio.gather(closing_task, return_exceptions=True)
     disk.free.set()
     wait_for_no_thread()
     other = File(str(path), "power")
@@ -1138,5 +1139,3 @@ async def test_a_file_that_cannot_be_closed_in_order_is_logged_and_let_go(
     lock = Lock(str(path))
     assert lock.acquire(patience=0)
     lock.release()
-    assert file_module.BUSY_SECONDS <= 1.0  # A commit waits for two groups at most.
-    assert Retry is not None

@@ -1,12 +1,12 @@
-"""The program that `test_durable_faults.py` starts and kills: one life of a journal, in a process of its own.
+"""The program that `test_faults.py` starts and kills: one owner of a journal, in a process of its own.
 
-    python -m tests.background.durable_process '{"pool": {"journal": "tasks.db"}, "log": "log.txt", "fd": 3}'
+    python -m tests.background.journal.process '{"pool": {"journal": "tasks.db"}, "log": "log.txt", "fd": 3}'
 
 With ``fd``, a listening socket, it serves `app` until a signal stops it. With ``command`` it is the command with these arguments.
-Without either it takes up what the journal holds, adds ``enqueue``, works until nothing is left, and ends.
+Without either it runs what the journal holds and ``enqueue`` until nothing is left, and ends.
 
-What the tasks do is told in ``log``, a line for each start and each end, in one write to a file that all lives append to:
-the order of its lines is the order of what happened, over all lives.
+The tasks write a line to ``log`` at each start and each end, in one write to a file that all processes append to: the order
+of its lines is the order of what happened, over all processes.
 """
 
 import asyncio
@@ -17,16 +17,15 @@ import os
 import signal
 import sys
 import time
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from minibg.__main__ import main as command
 from minibg.after_response import AfterResponse
 from minibg.asgi import ASGIApp, Message, Receive, Scope, Send
-from minibg.background import BackgroundTasks, JournalUnusable, Pool, Retry, sqlite, task
+from minibg.background import BackgroundTasks, JournalUnusable, Pool, Retry, task
 from minibg.background.clock import SystemClock
-from minibg.background.durable import DurableJournal  # noqa: F401 - another user may not be able to import it later.
+from minibg.background.journal import file as journal_file
 from minibg.background.task import TASKS
 from minibg.server import Server
 from minibg.serving import loop_factory
@@ -68,9 +67,9 @@ def fail_three_times(id: str, seconds: float = 0.0) -> None:
     raise RuntimeError(id)
 
 
-@task(name="stand", retry=Retry(attempts=3, base=0))
-async def stand(id: str, gate: str) -> None:
-    """Stand before a gate until it is opened, and fail then."""
+@task(name="wait", retry=Retry(attempts=3, base=0))
+async def wait(id: str, gate: str) -> None:
+    """Wait until a gate is opened, and fail then."""
     say("start", id)
     while not Path(gate).exists():
         await asyncio.sleep(0.005)
@@ -78,8 +77,8 @@ async def stand(id: str, gate: str) -> None:
     raise RuntimeError(id)
 
 
-@task(name="stand in a thread", retry=Retry(attempts=3, base=0))
-def stand_in_a_thread(id: str, gate: str) -> None:
+@task(name="wait in a thread", retry=Retry(attempts=3, base=0))
+def wait_in_a_thread(id: str, gate: str) -> None:
     say("start", id)
     while not Path(gate).exists():
         time.sleep(0.005)
@@ -94,7 +93,7 @@ def kill_its_process(id: str) -> None:
 
 
 def later(id: str) -> None:
-    """Be a task in those lives only that register it."""
+    """A task in those processes only that register it."""
     say("start", id)
     say("end", id)
 
@@ -140,14 +139,14 @@ def dying_between_commit_and_answer(inner: ASGIApp) -> ASGIApp:
     return outer
 
 
-# The life.
+# The process.
 
 
 class ShiftedClock(SystemClock):
     """A clock that is wrong by so many seconds."""
 
-    def now(self) -> datetime:
-        return super().now() + timedelta(seconds=OPTIONS.get("shift", 0))
+    def time(self) -> float:
+        return super().time() + float(OPTIONS.get("shift", 0))
 
 
 async def work_until_idle() -> None:
@@ -171,14 +170,14 @@ async def serve_until_signalled() -> None:
         await asyncio.sleep(0.005)
 
 
-def main() -> None:
+def start() -> None:
     global LOG
     OPTIONS.update(json.loads(sys.argv[1]))
     LOG = os.open(OPTIONS["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for name in OPTIONS.get("register", []):
         task(name=name)(later)
     if "busy_timeout" in OPTIONS:
-        sqlite.BUSY_TIMEOUT = OPTIONS["busy_timeout"]
+        journal_file.BUSY_SECONDS = journal_file.OPEN_SECONDS = OPTIONS["busy_timeout"]
     if "user" in OPTIONS:
         os.setgroups([])
         os.setgid(OPTIONS["user"])
@@ -187,13 +186,13 @@ def main() -> None:
         command(OPTIONS["command"])
         return
     logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
-    life = serve_until_signalled if "fd" in OPTIONS else work_until_idle
+    main = serve_until_signalled if "fd" in OPTIONS else work_until_idle
     with asyncio.Runner(loop_factory=loop_factory(OPTIONS.get("loop", "asyncio"))) as runner:
         try:
-            runner.run(life())
+            runner.run(main())
         except JournalUnusable as error:
             sys.exit(f"JournalUnusable: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    start()
