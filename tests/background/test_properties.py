@@ -1,19 +1,24 @@
 """Properties of any list of events, and of any schedule of failures, delays and cancellations."""
 
 import asyncio
-from collections import defaultdict
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hypothesis import given, settings, strategies as st
 
 from minibg.background import (
     TRANSITIONS,
     BackgroundTasks,
+    DrainReport,
     Event,
+    Follower,
     IllegalTransition,
     Pool,
+    PoolStopped,
     QueueFull,
     Retry,
     RetryLater,
@@ -25,7 +30,7 @@ from minibg.background.kept import InMemory
 from minibg.background.ledger import Ledger
 from minibg.background.run import Run
 from tests.background.fake_clock import FakeClock
-from tests.background.recording import a_run, named
+from tests.background.recording import a_run, named, turn
 
 
 @given(st.lists(st.sampled_from(Event)))
@@ -231,3 +236,155 @@ def test_every_run_that_was_added_is_counted_in_exactly_one_status_at_every_mome
     wrong = watch(pool)
     asyncio.run(run_all(pool, clock, schedule))
     assert wrong == []
+
+
+# --- the verbs of several holds, in any order ---
+
+HOLDS = 3
+
+#: A hold, and what it does; or what happens to the pool.
+operations = st.one_of(
+    st.tuples(st.just("add"), st.integers(0, HOLDS - 1), plans),
+    st.tuples(st.just("add"), st.integers(0, HOLDS - 1), plans),
+    st.tuples(st.just("enqueue"), st.just(0), plans),
+    st.tuples(st.just("aenqueue"), st.just(0), plans),
+    st.tuples(st.just("reserve"), st.integers(0, HOLDS - 1), st.integers(1, 4)),
+    st.tuples(st.sampled_from(["commit", "release", "drop", "drop_uncommitted"]), st.integers(0, HOLDS - 1), st.none()),
+    st.tuples(st.just("cancel"), st.integers(0, 9), st.none()),
+    st.tuples(st.just("cancel caller"), st.integers(0, 9), st.none()),
+    st.tuples(st.just("wait"), st.integers(0, 3), st.none()),
+)
+
+
+class Machine:
+    """A pool and some holds, to which operations are applied; the invariants are checked after each of them."""
+
+    def __init__(self, workers: int, limit: int, chance: float) -> None:
+        self.clock = FakeClock()
+        self.pool = Pool(
+            workers=workers, queue_limit=limit, clock=self.clock, random=lambda: chance, drain_timeout=5, keep_for=1e9
+        )
+        self.holds = [BackgroundTasks(self.pool) for _ in range(HOLDS)]
+        self.results: dict[str, TaskResult[Any]] = {}
+        self.callers: list[asyncio.Task[Any]] = []
+        #: The runs of one release, in order.
+        self.batches: list[list[str]] = []
+
+    def task(self, plan: Plan) -> Any:
+        made = named("a", doing(plan), retry=Retry(attempts=plan.attempts), timeout=plan.timeout)
+        priority: Literal["high", "normal"] = "high" if plan.high else "normal"
+        return made.using(delay=plan.delay, priority=priority, key=plan.key, always=plan.always)
+
+    async def apply(self, verb: str, number: int, argument: Any) -> None:
+        hold = self.holds[number % HOLDS]
+        match verb:
+            case "add" | "enqueue":
+                add: Any = hold.add_task if verb == "add" else self.pool.enqueue
+                with suppress(QueueFull):
+                    result = add(self.task(argument))
+                    self.results[result.id] = result
+            case "aenqueue":
+                self.call(self.pool.aenqueue(self.task(argument)))
+            case "reserve":
+                self.call(hold.reserve(argument, timeout=3))
+            case "commit":
+                await hold.commit()
+            case "release":
+                self.batches.append([run.result.id for run in hold._runs if run.result.status is TaskStatus.HELD])
+                hold.release()
+                self.holds[number % HOLDS] = BackgroundTasks(self.pool)
+            case "drop" | "drop_uncommitted":
+                getattr(hold, verb)()
+            case "cancel" if self.results:
+                self.pool.cancel([*self.results][number % len(self.results)])
+            case "cancel caller" if self.callers:
+                self.callers[number % len(self.callers)].cancel()
+            case "wait":
+                self.clock.advance(number)
+                await turn()
+
+    def call(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.callers.append(asyncio.create_task(coroutine))
+
+    def check(self) -> None:
+        now, runs = self.pool.statistics(), self.pool._ledger.unfinished.values()
+        assert now.held + now.ready + now.waiting <= now.slots_taken <= now.queue_limit
+        assert all(run.has_slot for run in runs if run.result.status is not TaskStatus.RUNNING)
+        statuses = Counter(run.result.status for run in runs)
+        assert all(statuses[each] == number for each, number in now.by_status.items() if not each.is_final)
+        keyed = [run for run in runs if run.options.key is not None]
+        assert all(run in keyed for run in self.pool._ledger._keys.values())
+        queue = self.pool._queue
+        assert all(batch.runs for batch in (*queue._high, *queue._normal, *queue.deferred))
+
+    async def play(self, schedule: list[tuple[str, int, Any]], *, to_the_end: bool) -> DrainReport:
+        """Apply a schedule, then let everything end, or stop in the middle of it."""
+        await self.pool.open()
+        self.pool.start()
+        for operation in schedule:
+            await self.apply(*operation)
+            self.check()
+        if to_the_end:
+            await self.end_of_all_responses()
+        stop = asyncio.create_task(self.pool.stop())
+        while not stop.done():
+            await turn()
+            self.clock.advance(1)
+        for hold in self.holds:  # A response that ends after the stop.
+            hold.drop()
+            hold.release()
+        await turn()
+        return stop.result()
+
+    async def end_of_all_responses(self) -> None:
+        for hold in self.holds:
+            with suppress(PoolStopped):
+                await hold.commit()
+            hold.release()
+        for _ in range(60):
+            await turn()
+            self.check()
+            self.clock.advance(1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(operations, max_size=25),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.floats(0, 1, exclude_max=True),
+    st.booleans(),
+)
+def test_for_any_order_of_verbs_nothing_leaks_and_every_run_ends_once(
+    schedule: list[tuple[str, int, Any]], workers: int, limit: int, chance: float, to_the_end: bool
+) -> None:
+    machine = Machine(workers, limit, chance)
+    followers: list[Follower] = [machine.pool.follow()]
+    report = asyncio.run(machine.play(schedule, to_the_end=to_the_end))
+    read = list(followers[0]._buffer)
+    ways: dict[str, list[Transition]] = defaultdict(list)
+    for transition in read:
+        ways[transition.id].append(transition)
+
+    # Every run ends once, in one status, and no slot, key, timer or caller is left.
+    assert all([each.after.is_final for each in way] == [False] * (len(way) - 1) + [True] for way in ways.values())
+    assert all(result.is_finished for result in machine.results.values())
+    assert (machine.pool.statistics().slots_taken, machine.pool._ledger._keys) == (0, {})
+    assert (machine.pool._ledger.unfinished, machine.pool._workers.running) == ({}, {})
+    assert all(caller.done() for caller in machine.callers)
+    failures = [caller.exception() for caller in machine.callers if not caller.cancelled()]
+    assert {type(each) for each in failures} <= {type(None), QueueFull, PoolStopped}
+
+    # The report has a line for each run that was lost, and for no other.
+    lost = {id for id, way in ways.items() if way[-1].after is TaskStatus.LOST}
+    assert {line.id for line in report.unfinished} == lost
+    assert not (to_the_end and lost - {id for id, way in ways.items() if len(way) > 1})
+
+    # The runs of one release start in their order, and each when the one before it has ended, but for those with a delay.
+    position = {(each.id, each.event): number for number, each in enumerate(read)}
+    for batch in machine.batches:
+        started = [id for id in batch if (id, Event.START) in position and (id, Event.DEFER) not in position]
+        for one, two in itertools.pairwise(started):
+            assert read.index(ways[one][-1]) < next(
+                number for number, each in enumerate(read) if each.id == two and each.event is Event.START
+            )

@@ -404,7 +404,7 @@ def test_the_coroutine_of_a_call_that_outlives_the_pool_is_closed(
 ) -> None:
     """Else Python would warn that it was never awaited, and a warning is an error here."""
     monkeypatch.setattr("minibg.background.worker.CANCEL_SECONDS", 0.0)
-    go, coroutines = threading.Event(), list[Any]()
+    go, coroutines, before = threading.Event(), list[Any](), {*threading.enumerate()}
 
     async def never_awaited() -> None: ...
 
@@ -415,7 +415,7 @@ def test_the_coroutine_of_a_call_that_outlives_the_pool_is_closed(
 
     def the_threads_end() -> None:
         go.set()
-        for thread in threading.enumerate():
+        for thread in {*threading.enumerate()} - before:
             if thread.name.startswith("minibg-task"):
                 thread.join(5)
 
