@@ -524,9 +524,15 @@ def test_the_event_loop_ends_while_a_task_runs_and_the_pool_was_not_stopped(
         await pool.open()
         pool.start()
         function = Swallows()
-        call: Any = function if swallows else asyncio.Event().wait
+        begun = asyncio.Event()
+
+        async def waits() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        call: Any = function if swallows else waits
         result: TaskResult[Any] = pool.enqueue(call if kind == "coroutine" else lambda: call())
-        await (function.begun.wait() if swallows else reached(pool, result, TaskStatus.RUNNING))
+        await (function.begun if swallows else begun).wait()
         pools.append(pool)
         return result
 
