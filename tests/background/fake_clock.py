@@ -1,9 +1,11 @@
 """A clock that a test moves by hand.
 
-Passed as ``Pool(clock=...)``. An hour of backoff takes no time, and two timers fire in the order of their moments, those of
-one moment in the order they were set, as the event loop does it. Like `SystemClock`, it calls in an empty context.
+Passed as ``Pool(clock=...)``. An hour of backoff takes no time, and two timers fire in the order of
+their moments, those of one moment in the order they were set, as the event loop does it. Like
+`SystemClock`, it calls in an empty context.
 
-``advance`` only calls the timers that are due. A worker or a caller that such a call wakes runs when the test awaits something.
+``advance`` only calls the timers that are due. A worker or a caller that such a call wakes runs
+when the test awaits something.
 """
 
 import contextvars
@@ -57,7 +59,9 @@ class FakeClock:
         self._move_to(end)
 
     def sleep_through(self, seconds: float) -> None:
-        """Let seconds pass in which no timer is called, as in a suspended machine; then call the timers that are due."""
+        """Let seconds pass in which no timer is called, as in a suspended machine; then call the
+        timers that are due.
+        """
         self._move_to(self._monotonic + seconds)
         self.advance(0)
 

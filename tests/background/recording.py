@@ -1,6 +1,8 @@
-"""The shared parts of the background tests: named tasks, runs without a pool, and the story that a follower reads.
+"""The shared parts of the background tests: named tasks, runs without a pool, and the story that a
+follower reads.
 
-A story is the whole list of ``(task name, status it reached)`` of a pool, in order. Tests compare it as a whole.
+A story is the whole list of ``(task name, status it reached)`` of a pool, in order. Tests compare
+it as a whole.
 """
 
 import asyncio

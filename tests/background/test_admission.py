@@ -1,4 +1,6 @@
-"""Admission: the table of keys, row by row and option by option, and what becomes of a run that two holds share."""
+"""Admission: the table of keys, row by row and option by option, and what becomes of a run that two
+holds share.
+"""
 
 import asyncio
 from typing import Any
@@ -42,7 +44,7 @@ async def a_pool(clock: FakeClock | None = None, *, durable: bool = False, worke
 
 
 class Waits:
-    """A coroutine function that waits for the word of the test; its clean-up waits for a second one."""
+    """A coroutine function that waits for an event of the test, and its clean-up for a second one."""
 
     def __init__(self) -> None:
         self.go, self.end = asyncio.Event(), asyncio.Event()
@@ -353,7 +355,7 @@ async def test_a_task_that_is_added_while_the_commit_waits_is_committed_too() ->
     hold.add_task(named("b", nothing))
     journal.gate.set()
     await commit
-    assert journal.commits == [["a"], ["b"]]
+    assert journal.commits == [["a"], ["a", "b"]]
     hold.drop_uncommitted()
     assert len(hold) == 2
     hold.release()

@@ -99,7 +99,8 @@ failed, raised, returned = Outcome(error=error), Outcome(error=cancelled), Outco
         (failed_attempt(retry=Retry(), attempts=4), NONE, failed, Verdict(Event.RETRY, error, 4.0)),
         (failed_attempt(retry=Retry(), attempts=5), NONE, failed, Verdict(Event.FAIL, error)),
         (failed_attempt(retry=Retry()), NONE, raised, Verdict(Event.FAIL, cancelled)),
-        # Cancelled on request: a value counts, and an error of the clean-up is not followed by another attempt.
+        # Cancelled on request: a value counts, and an error of the clean-up is not followed by
+        # another attempt.
         (failed_attempt(retry=Retry()), REQUEST, raised, Verdict(Event.CANCEL, cancelled)),
         (failed_attempt(retry=Retry()), REQUEST, returned, Verdict(Event.SUCCEED)),
         (failed_attempt(retry=Retry()), REQUEST, failed, Verdict(Event.FAIL, error)),

@@ -1,7 +1,9 @@
-"""Faults that ended a worker for good, left a run without a status, or kept a stop or a process from ending.
+"""Faults that ended a worker for good, left a run without a status, or kept a stop or a process
+from ending.
 
-Each class of fault has the test that found it. The common rule is [isolation.4]: whatever a task, its exception, a `Retry` rule, the
-logging or a follower does, the run ends FAILED, its slot is freed, the log has one record, and the worker goes on.
+Each class of fault has the test that found it. The common rule is [isolation.4]: whatever a task,
+its exception, a `Retry` rule, the logging or a follower does, the run ends FAILED, its slot is
+freed, the log has one record, and the worker goes on.
 """
 
 import asyncio
@@ -341,7 +343,9 @@ async def test_without_a_free_thread_a_run_fails_and_the_next_one_has_a_worker(m
 
 @pytest.fixture(params=["filter", "handler", "formatter"])
 def faulty_logging(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A filter that reads a context variable of a request, which raises outside one; or a handler that raises."""
+    """A filter that reads a context variable of a request, which raises outside one; or a handler
+    that raises.
+    """
     request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id")
     logger = logging.getLogger("minibg.background")
 
@@ -517,7 +521,9 @@ class Swallows:
 def test_the_event_loop_ends_while_a_task_runs_and_the_pool_was_not_stopped(
     loop_factory: LoopFactory, swallows: bool, kind: str
 ) -> None:
-    """The attempt swallowed the cancellation of its worker, which waited for the next batch for ever."""
+    """The attempt swallowed the cancellation of its worker, which waited for the next batch for
+    ever.
+    """
 
     async def main() -> TaskResult[Any]:
         pool = Pool(workers=1)
@@ -922,7 +928,9 @@ async def test_a_run_that_was_told_to_end_gives_up_its_key_and_never_comes_back(
 
 
 async def test_a_timeout_that_comes_when_the_coroutine_has_returned_comes_too_late() -> None:
-    """Under uvloop timers run before the worker wakes, when another task has blocked the event loop."""
+    """Under uvloop timers run before the worker wakes, when another task has blocked the event
+    loop.
+    """
     clock, begun = FakeClock(), asyncio.Event()
 
     async def returns_in_time() -> str:

@@ -1,4 +1,6 @@
-"""The hold: the tasks of one response are held, then released, or dropped; and slots that it reserves."""
+"""The hold: the tasks of one response are held, then released, or dropped; and slots that it
+reserves.
+"""
 
 import asyncio
 import threading

@@ -55,7 +55,9 @@ def test_any_list_of_events_stays_in_the_table_or_is_an_illegal_transition(event
 
 @dataclass(frozen=True)
 class Plan:
-    """What one task does: fails so many times, is delayed, has a key; and a second in which it is cancelled."""
+    """What one task does: fails so many times, is delayed, has a key; and a second in which it is
+    cancelled.
+    """
 
     failures: int
     attempts: int
@@ -99,7 +101,9 @@ def doing(plan: Plan) -> Callable[[], Coroutine[Any, Any, None]]:
 
 
 def watch(pool: Pool) -> list[int]:
-    """Count the pool after every single transition. Return the sums that differed from the number of runs added."""
+    """Count the pool after every single transition. Return the sums that differed from the number
+    of runs added.
+    """
     ledger: Any = pool._ledger
     note, add, added, wrong = ledger.note, ledger.add, list[Run](), list[int]()
 
@@ -127,7 +131,9 @@ def watch(pool: Pool) -> list[int]:
 async def run_all(
     pool: Pool, clock: FakeClock, schedule: list[tuple[str, list[Plan]]]
 ) -> tuple[Batches, list[Transition], int]:
-    """Play a schedule, twelve seconds of it, and stop. Return the results by response, and the transitions."""
+    """Play a schedule, twelve seconds of it, and stop. Return the results by response, and the
+    transitions.
+    """
     read: list[Transition] = []
     refused, batches, cancels = 0, [], defaultdict(list)
 
@@ -199,7 +205,8 @@ def test_for_any_schedule_the_order_holds_each_run_ends_once_and_the_counts_add_
     assert sum(counts.by_status.values()) == len(results)
     assert (counts.held, counts.ready, counts.waiting, counts.running, counts.slots_taken) == (0, 0, 0, 0, 0)
 
-    # Within a response no run starts before the one before it has ended, unless that has a delay of its own.
+    # Within a response no run starts before the one before it has ended, unless that has a delay of
+    # its own.
     ended = {way[0].id: read.index(way[-1]) for way in ways.values()}
     started = {
         id: read.index(way_[0]) for id, way in ways.items() if (way_ := [e for e in way if e.event is Event.START])
@@ -230,7 +237,9 @@ def test_for_any_schedule_the_order_holds_each_run_ends_once_and_the_counts_add_
 def test_every_run_that_was_added_is_counted_in_exactly_one_status_at_every_moment(
     schedule: list[tuple[str, list[Plan]]], workers: int, limit: int, chance: float
 ) -> None:
-    """held + ready + waiting + running + finished is what was added, and no more are held, ready or waiting than there are slots."""
+    """held + ready + waiting + running + finished is what was added, and no more are held, ready or
+    waiting than there are slots.
+    """
     clock = FakeClock()
     pool = Pool(workers=workers, queue_limit=limit, clock=clock, random=lambda: chance)
     wrong = watch(pool)
@@ -257,7 +266,9 @@ operations = st.one_of(
 
 
 class Machine:
-    """A pool and some holds, to which operations are applied; the invariants are checked after each of them."""
+    """A pool and some holds, to which operations are applied; the invariants are checked after each
+    of them.
+    """
 
     def __init__(self, workers: int, limit: int, chance: float) -> None:
         self.clock = FakeClock()
@@ -380,7 +391,8 @@ def test_for_any_order_of_verbs_nothing_leaks_and_every_run_ends_once(
     assert {line.id for line in report.unfinished} == lost
     assert not (to_the_end and lost - {id for id, way in ways.items() if len(way) > 1})
 
-    # The runs of one release start in their order, and each when the one before it has ended, but for those with a delay.
+    # The runs of one release start in their order, and each when the one before it has ended, but
+    # for those with a delay.
     position = {(each.id, each.event): number for number, each in enumerate(read)}
     for batch in machine.batches:
         started = [id for id in batch if (id, Event.START) in position and (id, Event.DEFER) not in position]

@@ -260,7 +260,9 @@ async def test_a_run_frees_its_slot_when_its_last_possible_attempt_begins() -> N
 
 
 async def test_a_slot_once_taken_is_never_taken_back_from_its_run() -> None:
-    """Later callers are one that does not wait, one that waits too long, and one that is cancelled while it waits."""
+    """Later callers are one that does not wait, one that waits too long, and one that is cancelled
+    while it waits.
+    """
     clock, go = FakeClock(), asyncio.Event()
     async with Pool(workers=1, queue_limit=2, clock=clock) as pool:
         await reached(pool, pool.enqueue(go.wait), TaskStatus.RUNNING)

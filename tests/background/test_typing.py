@@ -1,4 +1,6 @@
-"""The types of the queue, as mypy sees a program that uses it: wrong arguments are errors, and results have their types."""
+"""The types of the queue, as mypy sees a program that uses it: wrong arguments are errors, and
+results have their types.
+"""
 
 import re
 from pathlib import Path

@@ -13,7 +13,9 @@ from tests.background.recording import named
 
 
 class Heard(logging.Handler):
-    """Sets an event at each warning: the watchdog logs from its thread while the event loop is blocked."""
+    """Sets an event at each warning: the watchdog logs from its thread while the event loop is
+    blocked.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
