@@ -109,7 +109,7 @@ class AfterResponse:
         response = _Response(hold, send, scope)
         try:
             await self.app({**scope, "minibg.background": hold}, receive, response.send)
-            await response.end()
+            response.end()
         except NotAccepted as refusal:
             if response.head is Head.WAITING:
                 await response.refuse(refusal)
@@ -118,9 +118,13 @@ class AfterResponse:
         finally:
             # The application has returned or raised. This line decides about its tasks, whatever
             # else has happened.
-            if response.head not in PROMISED:
-                hold.drop()
-            hold.release()  # After a drop: the tasks that run always.
+            try:
+                if response.head in PROMISED:
+                    await response.commit_late()
+                else:
+                    hold.drop()
+            finally:
+                hold.release()  # After a drop: the tasks that run always.
 
     async def _start(self) -> None:
         """Open the pool for a request without a lifespan."""
@@ -189,7 +193,7 @@ class _Response:
                 await self.refuse(refusal)
                 return
         elif not message.get("more_body", False):
-            await self._commit_late()
+            await self.commit_late()
         try:
             await self._send(message)
         except OSError:
@@ -199,14 +203,12 @@ class _Response:
             self._left = Head.SERVER_ERROR if message.get("status") == 500 else Head.LEFT
         self.head = Head.STARTED if is_first and self._is_held_back else self._left
 
-    async def end(self) -> None:
-        """The application has returned: commit the tasks that were added after the last message."""
+    def end(self) -> None:
+        """Note that the application has returned: a 500 that it has answered itself is a promise as well."""
         if self.head is Head.SERVER_ERROR:
             self.head = Head.LEFT
-        if self.head in PROMISED:
-            await self._commit_late()
 
-    async def _commit_late(self) -> None:
+    async def commit_late(self) -> None:
         """Commit the tasks that were added after the head; those that are refused are dropped, and
         only those.
         """

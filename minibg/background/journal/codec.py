@@ -143,10 +143,10 @@ def decode_run(row: Row, now: float) -> Run:
         kwargs=dict(kwargs),
         options=decode_options(task.options, row, now),
         context=contextvars.Context(),
-        result=decode_result(row),
+        result=decode_result(row, TaskStatus.HELD),
+        stored=StoredRun(row.arguments, row.overrides, row.row, row.batch, row.uncounted_attempts),
     )
-    run.result.status = TaskStatus.HELD
-    run.stored = StoredRun(row.arguments, row.overrides, row.row, row.batch, row.uncounted_attempts)
+    _ = run.result.added_at  # A time that is not a datetime's raises here, and not in the log.
     return run
 
 
@@ -210,15 +210,22 @@ def _due(run: Run, now: float) -> tuple[float | None, float | None]:
 # --- a record ---
 
 
-def decode_result(row: Row) -> TaskResult[Any]:
-    """Return the record of a row. Raises for a row that was edited by hand."""
-    result: TaskResult[Any] = TaskResult(row.id, row.name, row.origin, row.added_at)
-    _ = result.added_at  # A time that no datetime can be made of raises here, and not in the reader's hands.
-    result.released, result.started, result.finished = row.released_at, row.started_at, row.finished_at
-    result.status, result.attempts, result.durable = TaskStatus(row.status), row.attempts, True
-    result.errors = tuple(_decode_error(**error) for error in json.loads(row.errors))
-    result.return_value = None if row.return_value is None else json.loads(row.return_value)
-    return result
+def decode_result(row: Row, status: TaskStatus | None = None) -> TaskResult[Any]:
+    """Return the record of a row, in its own status or in another. Raises for a row that was edited by hand."""
+    return TaskResult(
+        id=row.id,
+        name=row.name,
+        origin=row.origin,
+        added=row.added_at,
+        status=status or TaskStatus(row.status),
+        attempts=row.attempts,
+        released=row.released_at,
+        started=row.started_at,
+        finished=row.finished_at,
+        errors=tuple(_decode_error(**error) for error in json.loads(row.errors)),
+        return_value=None if row.return_value is None else json.loads(row.return_value),
+        durable=True,
+    )
 
 
 def _encode_errors(errors: Sequence[TaskError]) -> str:

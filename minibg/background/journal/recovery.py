@@ -33,7 +33,7 @@ def recover(rows: Sequence[Row], now: float) -> tuple[list[list[Run]], list[str]
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one row, the others run.
             unknown.append(f"{row.describe()} ({type(error).__name__}: {error})")
             continue
-        # The key of a run that is alone is negative, so it is nobody else's.
+        # A run that is alone has a batch of its own here: no row is negative.
         batch = -row.row if row.batch is None or _will_leave(run, row) else row.batch
         batches.setdefault(batch, []).append(run)
         if row.crashes and row.status == TaskStatus.READY:
