@@ -21,13 +21,10 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from minibg import __version__
+from minibg import __version__, logs
 from minibg.background import Pool
 from minibg.server import Limits, Server, StartupFailed
-from minibg.server.access import JsonFormatter
 from minibg.serving import LIMITS, POOL, SERVER, AppNotFound, run
-
-TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 #: Seconds that threads have to end after the stop.
 THREAD_SECONDS = 2.0
@@ -74,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return tasks_command.main(arguments[1:])
     options = vars(parser().parse_args(arguments))
     level = options.pop("log_level").upper()
-    _configure_logging(level, options.pop("log_format"))
+    logs.configure(level, options.pop("log_format"))
     try:
         run(**options)
         _leave()
@@ -106,12 +103,6 @@ def _leave() -> None:
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)
-
-
-def _configure_logging(level: str, log_format: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT))
-    logging.basicConfig(level=level, handlers=[handler])
 
 
 class _Explain(argparse.Action):
