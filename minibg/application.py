@@ -68,13 +68,13 @@ def make(factory: Any, name: str = "the factory") -> Any:
     """Call a factory. Raises AppNotFound when it is none, and when it raises; ``name`` is for the text."""
     if not callable(factory):
         raise AppNotFound(f"{name} is no factory but a {type(factory).__name__}")
-    if inspect.iscoroutinefunction(factory):
-        raise AppNotFound(f"{name} is async, and a factory is not awaited: what waits belongs in the lifespan")
     signature = _signature(factory)
     if signature is not None and not _takes(signature, 0):
         taken = _names(signature)
         what = "an application and no factory: leave --factory out" if _takes(signature, 3) else "no factory"
         raise AppNotFound(f"{name} is {what}; a factory is called without arguments, and it takes {taken}")
+    if inspect.iscoroutinefunction(factory):
+        raise AppNotFound(f"{name} is async, and a factory is not awaited: what waits belongs in the lifespan")
     try:
         return factory()
     except Exception as error:

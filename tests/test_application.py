@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from minibg import App
-from minibg.application import AppNotFound, checked, load, make
+from minibg.application import FOREIGN, AppNotFound, checked, load, make
 
 MODULES = {
     "served.py": """
@@ -172,7 +172,7 @@ def test_without_a_frame_of_the_user_those_of_the_library_are_shown(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The application may be in an installed package."""
-    monkeypatch.setattr("minibg.application.FOREIGN", (Path("/nowhere"), folder))
+    monkeypatch.setattr("minibg.application.FOREIGN", (*FOREIGN, folder))
     assert f'File "{folder}/raises.py", line 4' in refusal(load, "raises:app", str(folder))
 
 
@@ -240,9 +240,8 @@ def factory() -> App:
         anything,
         partial(bare),
         App(),
-        map,
+        max,
     ],
-    ids=repr,
 )
 def test_what_takes_three_arguments_or_cannot_be_known_is_an_application(app: Any) -> None:
     assert checked(app) is app
@@ -267,7 +266,6 @@ def test_what_takes_three_arguments_or_cannot_be_known_is_an_application(app: An
             )
         ),
     ],
-    ids=repr,
 )
 def test_what_cannot_be_called_so_is_refused_with_what_to_write(app: Any, objection: str) -> None:
     assert refusal(checked, app, "served:app") == f"served:app {objection}"
@@ -296,18 +294,19 @@ def test_a_factory_is_called() -> None:
     ("given", "objection"),
     [
         ("text", "is no factory but a str"),
+        (
+            bare,
+            "is an application and no factory: leave --factory out; a factory is called without arguments, "
+            "and it takes (scope, receive, send)",
+        ),
         (async_factory, "is async, and a factory is not awaited: what waits belongs in the lifespan"),
         (
             App(),
             "is an application and no factory: leave --factory out; a factory is called without arguments, "
             "and it takes (scope, receive, send)",
         ),
-        (
-            handler_of_one := (lambda email: None),
-            "is no factory; a factory is called without arguments, and it takes (email)",
-        ),
+        (lambda email: None, "is no factory; a factory is called without arguments, and it takes (email)"),
     ],
-    ids=repr,
 )
 def test_what_is_no_factory_is_refused(given: Any, objection: str) -> None:
     assert refusal(make, given, "served:make") == f"served:make {objection}"
@@ -319,5 +318,5 @@ def test_a_factory_that_raises_is_told_as_its_module_would_be() -> None:
 
     line = raises.__code__.co_firstlineno + 1
     first, *traceback = refusal(make, raises, "served:make").splitlines()
-    assert first == f"{__file__}:{line}: the factory served:make failed: KeyError: 'DATABASE_URL'"
+    assert first == f"{__file__}:{line}: served:make failed: KeyError: 'DATABASE_URL'"
     assert [text for text in traceback if "File" in text] == [f'  File "{__file__}", line {line}, in raises']
