@@ -71,7 +71,7 @@ EXIT_CODES: dict[tuple[type[Exception], ...], int] = {
     (TypeError, ValueError): 2,
 }
 
-#: Options that other servers have, and what is here in their place.
+#: Options that other servers have, and what is here instead of them.
 MEANT = {
     "workers": "minibg is one process: --task-workers is how many tasks run at once; for more processes start the command "
     "several times, each with its own --port",

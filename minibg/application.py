@@ -7,7 +7,7 @@ the start with `AppNotFound`, whose text is all that the user sees:
 2. **The module is not there.** One line. It is one line only if the module that is missing *is* the
    one that was named: a module that it imports is the user's business, with file and line.
 3. **The module raises**: on import, or where a handler is registered. The text begins with the file
-   and the line, as compilers do, and goes on with the traceback, cut to the user's own frames.
+   and the line, as compilers do, and goes on with the traceback, reduced to the user's own frames.
    Frames of minibg, of the standard library and of installed packages say nothing about the
    mistake; ``--log-level debug`` logs them too. A factory that raises is told in the same way.
 4. **The attribute is no ASGI application.** ASGI 3 calls an application with (scope, receive, send).
@@ -158,9 +158,9 @@ def _looks_like_one(name: str, value: Any) -> bool:
 
 
 def _told(what: str, error: Exception) -> str:
-    """Return ``file:line: what: error``, and the traceback below it, cut to the user's own frames."""
+    """Return ``file:line: what: error``, and the traceback below it, reduced to the user's own frames."""
     told = traceback.TracebackException.from_exception(error)
-    _cut(told, [frame for frame in told.stack if not frame.filename.startswith(("<frozen", str(FOREIGN[0])))])
+    _reduce(told, [frame for frame in told.stack if not frame.filename.startswith(("<frozen", str(FOREIGN[0])))])
     where = f"{told.stack[-1].filename}:{told.stack[-1].lineno}: " if told.stack else ""
     if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
         where = f"{error.filename}:{error.lineno}: "
@@ -168,13 +168,13 @@ def _told(what: str, error: Exception) -> str:
     return f"{where}{what}: {last.strip()}\n{''.join(told.format())}".rstrip()
 
 
-def _cut(told: traceback.TracebackException, otherwise: list[traceback.FrameSummary]) -> None:
+def _reduce(told: traceback.TracebackException, otherwise: list[traceback.FrameSummary]) -> None:
     """Keep the user's own frames of an exception and of its causes; keep ``otherwise`` if it has none."""
     own = [frame for frame in told.stack if _is_own(frame.filename)]
     told.stack = traceback.StackSummary.from_list(own or otherwise)
     for other in (told.__cause__, told.__context__, *(told.exceptions or ())):
         if other is not None:
-            _cut(other, [])
+            _reduce(other, [])
 
 
 def _is_own(filename: str) -> bool:

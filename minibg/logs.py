@@ -12,7 +12,7 @@ one formatter writes both. As text, a record is its message. As JSON, it is one 
 
 Rules of this file:
 
-- **Every attribute that a record got by ``extra=`` is a field**, whoever logged it: a request has its
+- **Every attribute that a record got by ``extra=`` is a field.** A request has its
   `minibg.server.access.PARTS`, a run has task, id, origin, attempt and event, and a line of the
   application has the fields that the application gave it. No list of names is kept here.
 - A field of ``extra=`` that has the name of a field of this formatter ("time", "level", ...) gets an
