@@ -1,39 +1,60 @@
 """The command: ``minibg module:app``, and ``minibg tasks FILE`` (`minibg.tasks_command`).
 
-The options are read from `Server`, `Limits` and `Pool`: name, default, and type are theirs, so the command cannot
-differ from ``serve()``. What is not theirs is below: how the application is found, the loop, the logging.
+The options are read from `Server`, `Limits` and `Pool`: name, default and type are theirs, so the
+command cannot differ from ``serve()``. What is not theirs is below: how the application is found,
+the event loop, the logging.
 
-Each option can also be set by the environment: ``MINIBG_QUEUE_LIMIT=50`` is ``--queue-limit 50``. The command line wins.
+**The environment.** Each option can also be set there: ``MINIBG_QUEUE_LIMIT=50`` is ``--queue-limit
+50``. The command line wins. An environment is often not written for this program: it is inherited,
+or made by an orchestrator. Therefore:
 
-Exit codes: 0 after a stop, 1 when the application cannot be imported or the address cannot be bound, 2 for wrong
-options, 3 when the application failed to start up. All but the first with a line that says why, which for 3 is
-the application's own message, however long; ``--log-level debug`` adds the traceback.
+- An empty value is no value. An option is turned off by 0, no, off or false, in any case.
+- A value that cannot be read does not keep the server from starting. A warning names it, and the
+  default stands. A value that can be read and makes no sense, such as no worker at all, is a wrong
+  option.
+- Kubernetes sets the addresses of each service in the environment. For a service that is called
+  "minibg" these are ``MINIBG_PORT=tcp://10.0.0.7:80``, ``MINIBG_SERVICE_HOST`` and more. The first
+  has the name of an option and is named in a warning; the others are passed over.
+- Any other name that begins with ``MINIBG_`` is probably a mistake. A warning names it, and the
+  option that may be meant.
+
+A wrong option on the command line ends the command with one line, because a person is there to read
+it. Options of other servers that do not exist here (`MEANT`) are answered with their replacement.
+
+Exit codes: 0 after a stop; 1 when there is no such application (`minibg.application`) or the
+address cannot be bound; 2 for wrong options; 3 when the application failed to start up or to shut
+down. Each but the first has a line in the log that says why; for a shutdown it is the application's
+own message. ``--log-level debug`` adds the traceback.
+
+Rejected: abbreviated options, which argparse allows. An option that is added later would make them
+ambiguous.
 """
 
 import argparse
+import difflib
 import logging
 import os
+import re
 import sys
 import threading
 import time
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from minibg import __version__
+from minibg import __version__, logs
+from minibg.application import AppNotFound
 from minibg.background import Pool
 from minibg.server import Limits, Server, StartupFailed
-from minibg.server.access import JsonFormatter
-from minibg.serving import LIMITS, POOL, SERVER, AppNotFound, run
-
-TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+from minibg.serving import LIMITS, POOL, SERVER, ShutdownFailed, run
 
 #: Seconds that threads have to end after the stop.
 THREAD_SECONDS = 2.0
 
-#: What turns an option off in the environment; anything else turns it on.
-NO = ("0", "false", "no", "off", "")
+#: What turns an option on and off in the environment.
+SWITCH = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 
 #: The words that the command's own options take; the first is the default.
 WORDS = {
@@ -41,9 +62,29 @@ WORDS = {
     "log_level": ("info", "debug", "warning", "error"),
     "log_format": ("text", "json"),
 }
+DEFAULTS = {"app_dir": "."} | {name: words[0] for name, words in WORDS.items()}
 
-#: What the options of `Server` and `Pool` are, in the words of the command.
+#: What ends the start, and its exit code.
+EXIT_CODES: dict[tuple[type[Exception], ...], int] = {
+    (StartupFailed,): 3,
+    (AppNotFound, OSError, ImportError): 1,
+    (TypeError, ValueError): 2,
+}
+
+#: Options that other servers have, and what is here instead of them.
+MEANT = {
+    "workers": "minibg is one process: --task-workers is how many tasks run at once; for more processes start the command "
+    "several times, each with its own --port",
+    "reload": "minibg does not watch files; a program that does can restart it: watchfiles 'minibg module:app'",
+}
+
+#: What the options are, in the words of the command. Those of `Limits` have their own.
 HELP = {
+    "factory": "call it to get the application",
+    "app_dir": "folder to import it from",
+    "loop": "event loop; auto is uvloop where that is installed",
+    "log_level": "the least important records that are logged",
+    "log_format": "text for people, or one JSON object a line",
     "host": "name or address to listen on",
     "port": "port to listen on; 0 takes a free one",
     "uds": "path of a Unix socket to listen on, instead of host and port",
@@ -64,6 +105,11 @@ HELP = {
     "durability": "what an accepted task in that file outlives: a loss of power too, or a killed process",
 }
 
+#: What Kubernetes sets for a service whose name is "minibg" or begins with "minibg-", and never means an option.
+OF_KUBERNETES = re.compile(r"MINIBG_(\w+_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP))(_\w+)?")
+#: The value of its ``..._PORT``.
+KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, serve, and exit with the right code."""
@@ -71,30 +117,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["tasks"]:
         from minibg import tasks_command  # noqa: PLC0415 - needs fcntl, which does not exist everywhere.
 
-        return tasks_command.main(arguments[1:])
-    options = vars(parser().parse_args(arguments))
-    level = options.pop("log_level").upper()
-    _configure_logging(level, options.pop("log_format"))
+        tasks_command.main(arguments[1:])
+    else:
+        given = vars(parser().parse_args(arguments))
+        found, warnings = environment(os.environ)
+        _leave(_served(found | given, [text for name, text in warnings.items() if _option(name) not in given]))
+
+
+def _served(options: dict[str, Any], warnings: Sequence[str]) -> int:
+    """Serve until a signal, and return the exit code. What ended the start is a line of the log."""
+    level = options.pop("log_level", DEFAULTS["log_level"])
+    logs.configure(level, options.pop("log_format", DEFAULTS["log_format"]))
+    logger = logging.getLogger("minibg")
+    for warning in warnings:
+        logger.warning("%s", warning)
     try:
         run(**options)
-        _leave()
-    except StartupFailed as error:
-        _give_up(3, f"the application failed to start: {error}", level)
-    except (AppNotFound, OSError, ImportError) as error:
-        _give_up(1, str(error), level)
-    except (TypeError, ValueError) as error:
-        _give_up(2, str(error), level)
+    except ShutdownFailed:
+        return 3  # The log has what the application said.
+    except (StartupFailed, AppNotFound, OSError, ImportError, TypeError, ValueError) as error:
+        what = "the application failed to start: " if isinstance(error, StartupFailed) else ""
+        logger.error("%s%s", what, error, exc_info=level == "debug")  # noqa: TRY400 - the traceback is for debugging.
+        return next(code for kinds, code in EXIT_CODES.items() if isinstance(error, kinds))
+    return 0
 
 
-def _give_up(code: int, message: str, level: str) -> typing.NoReturn:
-    logging.getLogger("minibg").error("%s", message, exc_info=level == "DEBUG")
-    sys.exit(code)
+def _leave(code: int) -> None:
+    """End the process although threads are still at work: those of ``asyncio.to_thread``, for example.
 
-
-def _leave() -> None:
-    """End the process although threads are still at work: a handler's ``asyncio.to_thread``, for example.
-
-    Python joins every thread that is not a daemon, without limit. They have `THREAD_SECONDS` here, and are named then.
+    Python joins each thread that is not a daemon, without limit. Here they have `THREAD_SECONDS`,
+    and are named then.
     """
     deadline = time.monotonic() + THREAD_SECONDS
     threads = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
@@ -105,13 +157,22 @@ def _leave() -> None:
         logging.getLogger("minibg").error("left behind, still at work: %s", ", ".join(left))
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
-def _configure_logging(level: str, log_format: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT))
-    logging.basicConfig(level=level, handlers=[handler])
+# --- the command line ---
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        wrong = re.match(r"unrecognized arguments: --([\w-]+)", message)
+        if wrong:
+            message = f"there is no option --{wrong[1]}{_similar(wrong[1].replace('-', '_'), _flag)}"
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
 
 
 class _Explain(argparse.Action):
@@ -124,56 +185,90 @@ class _Explain(argparse.Action):
         parser.exit()
 
 
+class _Meant(argparse.Action):
+    """Answer an option of another server with what is meant here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.exit(2, f"{parser.prog}: there is no option --{self.dest}: {MEANT[self.dest]}\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    """Return the parser of the command line.
+
+    An option that is not given is not in its result: the defaults are those of `run`.
+    """
+    parser = _Parser(
         "minibg",
+        usage="minibg [options] module:attribute\n       minibg tasks FILE [list | show ID | retry ID | cancel ID]",
         description="Serve an ASGI application, and its tasks after the response.",
-        epilog="minibg tasks FILE looks into a durable journal.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
-    parser.add_argument("app", help="where the application is: module:attribute")
-    parser.add_argument(
-        "--explain", action=_Explain, nargs=0, default=argparse.SUPPRESS, help="print the path of a request"
-    )
+    parser.add_argument("app", metavar="module:attribute", help="where the application is")
+    commands = parser.add_argument_group("commands")
+    commands.description = "tasks FILE: look into a durable journal, retry or cancel its tasks (minibg tasks --help)"
+    parser.add_argument("--explain", action=_Explain, nargs=0, help="print the path of a request")
     parser.add_argument("--version", action="version", version=f"minibg {__version__}")
-    factory = _default("factory", "") not in NO
-    parser.add_argument("--factory", action="store_true", default=factory, help="call it to get the application")
-    parser.add_argument("--app-dir", default=_default("app_dir", "."), help="folder to import it from (.)")
-    for name, words in WORDS.items():
-        _add_words(parser, name, words, _default(name, words[0]), f"({words[0]})")
-    hints = typing.get_type_hints(Server) | typing.get_type_hints(Limits) | typing.get_type_hints(Pool.__init__)
-    hints["task_workers"] = hints["workers"]
-    for name, option in {**SERVER, **LIMITS, **POOL}.items():
-        _add_option(parser, name, hints[name], option.default, getattr(option, "metadata", {}).get("help"))
+    for name, kind in kinds().items():
+        if kind is switch:
+            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=_help(name))
+        else:
+            parser.add_argument(_flag(name), type=kind, help=_help(name), metavar=kind.__name__)
+    for name in MEANT:
+        parser.add_argument(_flag(name), action=_Meant, nargs="?", help=argparse.SUPPRESS)
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, help_text: str | None) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    text = f"{help_text or HELP[name]} ({default})"
-    # What is not given is not passed on: an AfterResponse that is served has a pool, and a pool its own options.
-    given = _default(name, argparse.SUPPRESS)
+@cache
+def kinds() -> dict[str, Callable[[str], Any]]:
+    """Return each option of the command and the function that reads it from a text."""
+    hints = typing.get_type_hints(Server) | typing.get_type_hints(Limits) | typing.get_type_hints(Pool.__init__)
+    hints["task_workers"] = hints["workers"]
+    own: dict[str, Callable[[str], Any]] = {"factory": switch, "app_dir": str}
+    own |= {name: one_of(words) for name, words in WORDS.items()}
+    return own | {name: _kind(name, hints[name]) for name in (*SERVER, *LIMITS, *POOL)}
+
+
+def _kind(name: str, hint: Any) -> Callable[[str], Any]:
     if hint is bool:
-        if given in NO:
-            given = False
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=given, help=text)
-    elif typing.get_origin(hint) is typing.Literal:
-        _add_words(parser, name, typing.get_args(hint), given, text)
-    else:
-        if isinstance(hint, types.UnionType):  # "int | None": None means that the option was not given.
-            hint = typing.get_args(hint)[0]
-        kind = octal if name == "uds_permissions" else hint
-        parser.add_argument(flag, type=kind, default=given, help=text, metavar=hint.__name__.upper())
+        return switch
+    if typing.get_origin(hint) is typing.Literal:
+        return one_of(typing.get_args(hint))
+    if name == "uds_permissions":
+        return octal
+    # "int | None": None means that the option was not given.
+    kind: Callable[[str], Any] = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+    return kind
 
 
-def _add_words(parser: argparse.ArgumentParser, name: str, words: Sequence[str], default: str, text: str) -> None:
-    def one_of(word: str) -> str:  # A type: argparse does not compare a default, the environment's, with ``choices``.
-        if word not in words:
-            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(words)}")
-        return word
+def _help(name: str) -> str:
+    option = {**SERVER, **LIMITS, **POOL}.get(name)
+    text = getattr(option, "metadata", {}).get("help") or HELP[name]
+    default = DEFAULTS.get(name) if option is None else option.default
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    return f"{text} ({default})" if default not in (None, "") else text
 
-    flag, metavar = f"--{name.replace('_', '-')}", f"{{{','.join(words)}}}"
-    parser.add_argument(flag, type=one_of, default=default, help=text, metavar=metavar)
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _variable(name: str) -> str:
+    return f"MINIBG_{name.upper()}"
+
+
+def _option(variable: str) -> str:
+    return variable.removeprefix("MINIBG_").lower()
+
+
+def _similar(name: str, written: Callable[[str], str]) -> str:
+    """Return which option may be meant by an unknown name, as the end of a sentence."""
+    found = difflib.get_close_matches(name, kinds(), n=1)
+    return f", did you mean {written(found[0])}?" if found else ""
+
+
+# --- values as text ---
 
 
 def octal(text: str) -> int:
@@ -181,9 +276,58 @@ def octal(text: str) -> int:
     return int(text, 8)
 
 
-def _default(name: str, default: Any) -> Any:
-    """Look into the environment. A string is parsed by argparse as if it had stood on the command line."""
-    return os.environ.get(f"MINIBG_{name.upper()}", default)
+def switch(text: str) -> bool:
+    """Read a word that turns an option on or off. Raises ValueError."""
+    if text.lower() not in SWITCH:
+        raise ValueError(f"{text!r} is none of {', '.join(SWITCH)}")
+    return SWITCH[text.lower()]
+
+
+def one_of(words: Sequence[str]) -> Callable[[str], str]:
+    """Return a function that reads one of these words, and raises ArgumentTypeError for another one."""
+
+    def word(text: str) -> str:
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
+        return text
+
+    word.__name__ = f"{{{','.join(words)}}}"  # The name of the value, in the help.
+    return word
+
+
+# --- the environment ---
+
+
+def environment(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the options that the environment sets, and a warning for each variable that sets none."""
+    found: dict[str, Any] = {}
+    warnings: dict[str, str] = {}
+    for variable, text in given.items():
+        name, kind = _option(variable), kinds().get(_option(variable))
+        if not variable.startswith("MINIBG_") or not text.strip() or _is_of_kubernetes(variable, text):
+            continue
+        if kind is None:
+            meant = MEANT.get(name, f"there is no such option{_similar(name, _variable)}")
+            warnings[variable] = f"{variable} is ignored: {meant}"
+            continue
+        try:
+            found[name] = kind(text if kind is str else text.strip())
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            warnings[variable] = f"{variable}={text} is ignored{_why(text, error)}"
+    return found, warnings
+
+
+def _is_of_kubernetes(variable: str, text: str) -> bool:
+    """Whether it is one of the variables that no option could be meant by."""
+    if OF_KUBERNETES.fullmatch(variable):
+        return True
+    return variable != "MINIBG_PORT" and variable.endswith("_PORT") and KUBERNETES_PORT.match(text) is not None
+
+
+def _why(text: str, error: Exception) -> str:
+    if KUBERNETES_PORT.match(text):
+        return ": Kubernetes sets it for a service that is called minibg; give the port as --port"
+    return f", and the default stands: {error}"
 
 
 if __name__ == "__main__":

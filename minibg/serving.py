@@ -1,44 +1,51 @@
-"""Pool, joint and server put together: `serve` for a program of your own, `run` for a process that does nothing else.
+"""Pool, joint and server put together: `serve` for a program of your own, `run` for a process that
+does nothing else.
 
     async with serve(app, port=0, task_workers=4) as server:
         print(server.port, server.pool.statistics())
 
-`serve` wraps the application in `AfterResponse`, unless it is one already, and returns a `Server` that also knows the pool. It has
-no side effects on the process: no signal handlers, no logging, no exit. Two of them live in one event loop.
+`serve` wraps the application in `AfterResponse`, unless it is one already, and returns a `Server`
+that also knows the pool. It has no side effects on the process: no signal handlers, no logging, no
+exit. Two of them can be in one event loop.
 
-`run` is what the command does. It imports the application by name, chooses the event loop (uvloop where it exists), raises
-the process's limit of file descriptors, and turns signals into phases of the stop.
+`run` is what the command does. It imports the application by name (`minibg.application`), chooses
+the event loop (uvloop where it exists), and turns signals into phases of the stop.
 
 **The stop of a process**, from the first signal (SIGINT or SIGTERM) to the exit:
 
 1. No new connections; idle ones are closed.
-2. Responses in flight have ``graceful_timeout`` seconds. What is left is cancelled and has `CANCEL_GRACE` seconds for its
-   clean-up.
-3. The application shuts down. First the pool is drained, inside the lifespan: `background/drain.py` has its phases and
-   deadlines.
-4. The event loop is closed. Asyncio tasks that still run, of a library for example, are cancelled, and left behind after
-   `LEFT_BEHIND_SECONDS`.
+2. Responses in flight have ``graceful_timeout`` seconds. What is left is cancelled and has
+   `CANCEL_GRACE` seconds for its clean-up.
+3. The application shuts down. First the pool is drained, inside the lifespan: `background/drain.py`
+   has its phases and deadlines. When the application fails to shut down, the stop goes on, and
+   `run` raises `ShutdownFailed` at its end.
+4. The event loop is closed. Asyncio tasks that still run, of a library for example, are cancelled,
+   and left behind after `LEFT_BEHIND_SECONDS`.
 
-The second signal ends the phase that is waited for and goes on to the next; during the start it gives up the start. The third
-signal has its default effect and ends the process at once. [drain.9] Threads that do not end are not waited for either: the
-command names them and exits (`minibg.__main__`).
+The second signal ends the phase that is waited for and goes on to the next; during the start it
+gives up the start. The third signal has its default effect and ends the process at once. [drain.9]
+Threads that do not end are not waited for either: the command names them and exits
+(`minibg.__main__`).
 
-Every option of the command is a keyword of both functions, under the same name. They are read from `Server`, `Limits` and
-`Pool`, with one difference: ``workers`` of a `Pool` is ``task_workers`` here, because a server's workers are processes everywhere
-else.
+Each option of the command is a keyword of both functions, under the same name. They are read from
+`Server`, `Limits` and `Pool`, with one difference: ``workers`` of a `Pool` is ``task_workers``
+here, because a server's workers are processes everywhere else. For editors and type checkers they
+are written down once more, as `Options`; a test compares the two.
+
+Rejected: one signature with thirty keywords for each function. It would be the same list three
+times.
 """
 
 import asyncio
 import dataclasses
-import importlib
 import inspect
+import os
 import signal
-import sys
-from collections.abc import Callable
-from functools import reduce
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict, Unpack
 
 from minibg.after_response import AfterResponse
+from minibg.application import checked, load, make, objection_to
 from minibg.asgi import ASGIApp
 from minibg.background import Pool
 from minibg.log import SafeLogger
@@ -61,8 +68,44 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEFT_BEHIND_SECONDS = 1.0
 
 
-class AppNotFound(Exception):
-    """There is no application under this name; the message says what is missing."""
+class Options(TypedDict, total=False):
+    """The options of `serve` and `run`. Each one's default and meaning is where it comes from."""
+
+    # Of `Server`.
+    host: str
+    port: int
+    uds: str | None
+    uds_permissions: int | None
+    fd: int | None
+    ssl_certfile: str | None
+    ssl_keyfile: str | None
+    ssl_keyfile_password: str | None
+    root_path: str
+    forwarded_allow_ips: str
+    access_log: bool
+    # Of `Limits`.
+    header_timeout: float
+    body_timeout: float
+    write_timeout: float
+    keep_alive: float
+    max_target: int
+    max_header_bytes: int
+    max_headers: int
+    max_body: int
+    max_connections: int
+    graceful_timeout: float
+    # Of `Pool`.
+    task_workers: int
+    queue_limit: int
+    drain_timeout: float
+    keep_finished: int
+    keep_for: float
+    journal: str | os.PathLike[str] | None
+    durability: Literal["power", "process"]
+
+
+class ShutdownFailed(RuntimeError):
+    """The application has not shut down in order. What it said is in the log."""
 
 
 class TaskServer(Server):
@@ -75,6 +118,11 @@ class TaskServer(Server):
         """The pool that runs the tasks."""
         return self.app.pool
 
+    @property
+    def shutdown_failed(self) -> bool:
+        """Whether the application failed to shut down: it said so, or it raised."""
+        return self._lifespan.shutdown_failed
+
     def hurry(self) -> None:
         """End the phase of the stop that is waited for: one of the drain, or one of the server."""
         if self.pool.is_draining:
@@ -83,17 +131,23 @@ class TaskServer(Server):
             super().hurry()
 
 
-def serve(app: ASGIApp, *, pool: Pool | None = None, limits: Limits | None = None, **options: Any) -> TaskServer:
+def serve(
+    app: ASGIApp, *, pool: Pool | None = None, limits: Limits | None = None, **options: Unpack[Options]
+) -> TaskServer:
     """Return a server for ``app``, to be used with ``async with``; then it has ``port``, ``pool`` and ``stop()``.
 
     - ``pool``: a `Pool`. One that is open already stays its owner's; any other lives as long as the application.
     - ``limits``: a `Limits`, or its fields as keywords.
-    - ``options``: the keywords of `Server` (``host``, ``port``, ``uds``, ``fd``, ...), of `Limits` and of `Pool`, with
-      ``task_workers`` for the pool's ``workers``.
+    - ``options``: the keywords of `Server` (``host``, ``port``, ``uds``, ``fd``, ...), of `Limits`
+      and of `Pool`, with ``task_workers`` for the pool's ``workers``.
 
-    Raises TypeError for an option that does not exist, ValueError for a value that makes no sense. Entering raises OSError
-    when the address cannot be bound, and StartupFailed when the application says so.
+    Raises TypeError for an option that does not exist and for what is no ASGI application,
+    ValueError for a value that makes no sense. Entering raises OSError when the address cannot be
+    bound, and StartupFailed when the application says so.
     """
+    objection = objection_to(app)
+    if objection is not None:
+        raise TypeError(f"the application {objection}")
     unknown = options.keys() - SERVER.keys() - LIMITS.keys() - POOL.keys()
     if unknown:
         hint = ": its tasks' workers are task_workers=" if "workers" in unknown else ""
@@ -116,7 +170,9 @@ def run(
     factory: bool = False,
     app_dir: str = ".",
     loop: Literal["auto", "asyncio", "uvloop"] = "auto",
-    **options: Any,
+    pool: Pool | None = None,
+    limits: Limits | None = None,
+    **options: Unpack[Options],
 ) -> None:
     """Serve an application until a signal stops it. Blocks; ``options`` are those of `serve`.
 
@@ -124,15 +180,19 @@ def run(
     - ``factory``: call it to get the application.
     - ``loop``: the event loop; "auto" is uvloop where it is installed.
 
-    Raises AppNotFound when there is none, and the errors of `serve`.
+    Raises AppNotFound when there is none, ShutdownFailed after the stop, and the errors of `serve`.
     """
+    name = app if isinstance(app, str) else "the factory" if factory else "the application"
     found: Any = load(app, app_dir) if isinstance(app, str) else app
-    server = serve(_made(found) if factory else found, **options)
+    found = checked(make(found, name) if factory else found, f"what {name} returned" if factory else name)
+    server = serve(found, pool=pool, limits=limits, **options)
     event_loop = loop_factory(loop)()
     try:
         event_loop.run_until_complete(_serve_until_signalled(server))
     finally:
         _close(event_loop)
+    if server.shutdown_failed:
+        raise ShutdownFailed("the application failed to shut down")
 
 
 async def _serve_until_signalled(server: TaskServer) -> None:
@@ -180,29 +240,6 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-def _made(factory: Callable[[], Any]) -> Any:
-    try:
-        return factory()
-    except Exception as error:
-        raise AppNotFound(f"the factory failed: {type(error).__name__}: {error}") from error
-
-
-def load(name: str, app_dir: str = ".") -> Any:
-    """Import ``module:attribute``. Raises AppNotFound."""
-    module_name, separator, attribute = name.partition(":")
-    if not (module_name and separator and attribute):
-        raise AppNotFound(f"{name!r} is not the name of an application: write module:attribute")
-    if app_dir not in sys.path:
-        sys.path.insert(0, app_dir)
-    try:
-        module = importlib.import_module(module_name)
-        return reduce(getattr, attribute.split("."), module)
-    except AttributeError as error:
-        raise AppNotFound(f"cannot load {name}: {error}") from error
-    except Exception as error:
-        raise AppNotFound(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
-
-
 def loop_factory(name: Literal["auto", "asyncio", "uvloop"]) -> Callable[[], asyncio.AbstractEventLoop]:
     """Choose the event loop: with "auto" uvloop where it is installed."""
     if name == "asyncio":
@@ -216,5 +253,5 @@ def loop_factory(name: Literal["auto", "asyncio", "uvloop"]) -> Callable[[], asy
     return uvloop.new_event_loop
 
 
-def _only(options: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
+def _only(options: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in names}

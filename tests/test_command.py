@@ -31,7 +31,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 import minibg
-from minibg.__main__ import main, parser
+from minibg.__main__ import HELP, environment, kinds, main, parser
+from minibg.serving import LIMITS, POOL, SERVER
 
 from tests.needs import need
 
@@ -111,6 +112,26 @@ async def broken(_):
     yield
 
 app_that_raises = App(lifespan=broken)
+
+@asynccontextmanager
+async def broken_end(_):
+    yield
+    raise RuntimeError("cannot flush")
+
+app_that_ends_badly = App(lifespan=broken_end)
+
+async def says_so(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        threading.Thread(target=threading.Event().wait, name="stuck").start()
+        await send({"type": "lifespan.shutdown.failed", "message": "cannot flush"})
+
+class Settings:
+    pass
+
+text = "text"
 
 async def plain(scope, receive, send):
     # It reads the body and answers with what it was told of itself; /large is 50 MB, and /never is never answered.
@@ -207,48 +228,195 @@ def messages(lines: list[str]) -> list[str]:
 # --- options ---
 
 
+def options_of(*arguments: str) -> dict[str, Any]:
+    return vars(parser().parse_args(["a:b", *arguments]))
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a wrong command line prints."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    [line] = err.splitlines()
+    assert out == ""
+    return str(line)
+
+
 def test_what_is_not_given_is_not_passed_on() -> None:
-    assert vars(parser().parse_args(["a:b"])).keys() == {"app", "factory", "app_dir", "loop", "log_level", "log_format"}
+    assert options_of() == {"app": "a:b"}
 
 
-def test_the_environment_gives_options_and_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINIBG_QUEUE_LIMIT", "50")
-    assert parser().parse_args(["a:b"]).queue_limit == 50
-    assert parser().parse_args(["a:b", "--queue-limit", "7"]).queue_limit == 7
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (["a:b", "--queue-limit", "many"], "argument --queue-limit: invalid int value: 'many'"),
+        (["a:b", "--durability", "burst"], "argument --durability: 'burst' is none of power, process"),
+        (["a:b", "--loop", "trio"], "argument --loop: 'trio' is none of auto, asyncio, uvloop"),
+        (["a:b", "--nothing"], "there is no option --nothing"),
+        (["a:b", "--queue-limits", "3"], "there is no option --queue-limits, did you mean --queue-limit?"),
+        (["a:b", "--timeout-keep-alive", "3"], "there is no option --timeout-keep-alive, did you mean --keep-alive?"),
+        (["a:b", "--queue", "3"], "there is no option --queue, did you mean --queue-limit?"),
+        (["a:b", "c:d"], "unrecognized arguments: c:d"),
+        ([], "the following arguments are required: module:attribute"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_option_is_one_line_and_2(wrong: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, *wrong) == f"minibg: {line}; minibg --help lists the options"
 
 
-@pytest.mark.parametrize(("value", "expected"), [("0", False), ("false", False), ("1", True)])
-def test_the_environment_turns_an_option_off(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> None:
-    monkeypatch.setenv("MINIBG_ACCESS_LOG", value)
-    assert bool(parser().parse_args(["a:b"]).access_log) is expected
+@pytest.mark.parametrize("arguments", [["a:b", "--workers", "4"], ["--workers=4", "a:b"], ["--workers"]], ids=" ".join)
+def test_workers_are_answered_with_what_is_meant_here(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, *arguments) == (
+        "minibg: there is no option --workers: minibg is one process: --task-workers is how many tasks run at once; "
+        "for more processes start the command several times, each with its own --port"
+    )
 
 
-@pytest.mark.parametrize("wrong", [["--queue-limit", "many"], ["--durability", "burst"], ["--nothing"]])
-def test_a_wrong_option_ends_with_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["a:b", "--reload"], ["--reload", "a:b"]], ids=" ".join)
+def test_reload_is_answered_with_what_does_it(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(capsys, *arguments) == (
+        "minibg: there is no option --reload: minibg does not watch files; a program that does can restart it: "
+        "watchfiles 'minibg module:app'"
+    )
+
+
+def test_the_help_has_tasks_as_a_command_and_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        parser().parse_args(["a:b", *wrong])
-    assert stopped.value.code == 2
-    assert wrong[0] in capsys.readouterr().err
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert re.match(r"usage: minibg \[options\] module:attribute\n +minibg tasks FILE \[list", text)
+    assert "\ncommands:\n  tasks FILE: " in text
+    words = " ".join(text.split())
+    for name in kinds():
+        assert f" --{name.replace('_', '-')}" in text
+    assert "tasks that run at once (8)" in words
+    assert "write a line per request (on)" in words
+    assert "None" not in text
+    assert {"workers", "reload"}.isdisjoint(re.findall(r"--(\w+)", text))
 
 
-@pytest.mark.parametrize("variable", ["LOOP", "LOG_LEVEL", "DURABILITY", "TASK_WORKERS"])
-def test_the_environment_is_not_believed_more_than_the_command_line(
-    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(f"MINIBG_{variable}", "nonsense")
-    with pytest.raises(SystemExit) as stopped:
-        parser().parse_args(["a:b"])
-    assert stopped.value.code == 2
-    assert "nonsense" in capsys.readouterr().err
+def test_every_option_has_one_text() -> None:
+    assert {*HELP, *LIMITS} == {*kinds()}
+    assert HELP.keys().isdisjoint(LIMITS)
+
+
+# --- the environment ---
+
+
+def test_the_environment_gives_options_and_the_command_line_wins() -> None:
+    found, warnings = environment({"MINIBG_QUEUE_LIMIT": " 50 ", "MINIBG_UDS_PERMISSIONS": "660", "PATH": "/bin"})
+    assert (found, warnings) == ({"queue_limit": 50, "uds_permissions": 0o660}, {})
+    assert (found | options_of("--queue-limit", "7"))["queue_limit"] == 7
+    assert environment({"MINIBG_FACTORY": "1"})[0] | options_of("--no-factory") == {"app": "a:b", "factory": False}
+
+
+@pytest.mark.parametrize("value", ["0", "false", "False", "no", "No", "NO", "off", " off "])
+def test_the_environment_turns_an_option_off(value: str) -> None:
+    assert environment({"MINIBG_ACCESS_LOG": value}) == ({"access_log": False}, {})
+
+
+@pytest.mark.parametrize("value", ["1", "true", "Yes", "ON"])
+def test_the_environment_turns_an_option_on(value: str) -> None:
+    assert environment({"MINIBG_FACTORY": value}) == ({"factory": True}, {})
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+@pytest.mark.parametrize("name", ["PORT", "ACCESS_LOG", "FACTORY", "JOURNAL", "LOOP", "NOTHING_LIKE_IT"])
+def test_an_empty_value_is_no_value(name: str, value: str) -> None:
+    assert environment({f"MINIBG_{name}": value}) == ({}, {})
+
+
+def test_a_text_is_taken_as_it_is() -> None:
+    assert environment({"MINIBG_SSL_KEYFILE_PASSWORD": " x "})[0] == {"ssl_keyfile_password": " x "}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("QUEUE_LIMIT", "many", "invalid literal for int() with base 10: 'many'"),
+        ("KEEP_ALIVE", "long", "could not convert string to float: 'long'"),
+        ("ACCESS_LOG", "maybe", "'maybe' is none of 1, true, yes, on, 0, false, no, off"),
+        ("LOOP", "trio", "'trio' is none of auto, asyncio, uvloop"),
+        ("DURABILITY", "burst", "'burst' is none of power, process"),
+        ("UDS_PERMISSIONS", "rw", "invalid literal for int() with base 8: 'rw'"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_a_warning_that_names_it(name: str, value: str, why: str) -> None:
+    expected = f"MINIBG_{name}={value} is ignored, and the default stands: {why}"
+    assert environment({f"MINIBG_{name}": value}) == ({}, {f"MINIBG_{name}": expected})
+
+
+#: What Kubernetes sets in each container for the services "minibg" and "minibg-web", next to it.
+KUBERNETES = {
+    "MINIBG_PORT": "tcp://10.0.0.7:80",
+    **{
+        f"MINIBG_{name}": value
+        for service in ("", "WEB_")
+        for name, value in {
+            f"{service}SERVICE_HOST": "10.0.0.7",
+            f"{service}SERVICE_PORT": "80",
+            f"{service}SERVICE_PORT_HTTP": "80",
+            f"{service}PORT_80_TCP": "tcp://10.0.0.7:80",
+            f"{service}PORT_80_TCP_ADDR": "10.0.0.7",
+            f"{service}PORT_80_TCP_PORT": "80",
+            f"{service}PORT_80_TCP_PROTO": "tcp",
+        }.items()
+    },
+    "MINIBG_WEB_PORT": "udp://10.0.0.7:80",
+}
+
+
+def test_of_what_kubernetes_sets_only_the_port_is_a_warning() -> None:
+    warning = (
+        "MINIBG_PORT=tcp://10.0.0.7:80 is ignored: Kubernetes sets it for a service that is called minibg; "
+        "give the port as --port"
+    )
+    assert environment(KUBERNETES) == ({}, {"MINIBG_PORT": warning})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("QUEUE_LIMITS", "there is no such option, did you mean MINIBG_QUEUE_LIMIT?"),
+        ("NOTHING_LIKE_IT", "there is no such option"),
+        ("RELOAD", "minibg does not watch files; a program that does can restart it: watchfiles 'minibg module:app'"),
+        (
+            "WORKERS",
+            "minibg is one process: --task-workers is how many tasks run at once; for more processes start "
+            "the command several times, each with its own --port",
+        ),
+    ],
+)
+def test_an_unknown_name_is_a_warning_that_says_what_is_meant_and_not_its_value(name: str, meant: str) -> None:
+    """The value may be a password."""
+    name = f"MINIBG_{name}"
+    assert environment({name: "secret"}) == ({}, {name: f"{name} is ignored: {meant}"})
+
+
+def test_the_warnings_are_in_the_log_and_the_server_starts(folder: Path) -> None:
+    environment = {**KUBERNETES, "MINIBG_LOOP": "trio", "MINIBG_QUEUE_LIMIT": "many", "MINIBG_DRAIN_TIMEOUTS": "1"}
+    options = ["--port", "0", "--loop", "asyncio"]  # What the command line gives is not warned about.
+    with command(folder, "served:app", *options, environment=environment) as minibg:
+        minibg.until("listening on")
+        minibg.signal()
+        assert minibg.ended() == 0
+    assert sorted(line for line in messages(minibg.lines) if line.startswith("WARNING")) == [
+        "WARNING minibg: MINIBG_DRAIN_TIMEOUTS is ignored: there is no such option, did you mean MINIBG_DRAIN_TIMEOUT?",
+        "WARNING minibg: MINIBG_QUEUE_LIMIT=many is ignored, and the default stands: invalid literal for int() "
+        "with base 10: 'many'",
+    ]
 
 
 def test_every_option_of_the_command_is_understood() -> None:
-    options = vars(
-        parser().parse_args(
-            "a:b --host h --port 1 --uds u --uds-permissions 660 --fd 3 --root-path /r --no-access-log --max-body 5 "
+    options = options_of(
+        *(
+            "--host h --port 1 --uds u --uds-permissions 660 --fd 3 --root-path /r --no-access-log --max-body 5 "
             "--header-timeout 0.5 --keep-alive 2 --task-workers 2 --drain-timeout 3 "
-            "--loop asyncio --log-level debug --log-format json --factory --app-dir d".split()
-        )
+            "--loop asyncio --log-level debug --log-format json --factory --app-dir d"
+        ).split()
     )
     assert options == {
         "app": "a:b",
@@ -296,10 +464,21 @@ def logging_as_it_was() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nowhere:app"], 1, "cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'"),
-        (["served:nothing"], 1, "cannot load served:nothing: module 'served' has no attribute 'nothing'"),
-        (["served"], 1, "'served' is not the name of an application: write module:attribute"),
-        (["served:hello", "--factory"], 1, "the factory failed: TypeError: hello() missing"),
+        (["nowhere:app"], 1, "cannot import nowhere: No module named 'nowhere'; looked in "),
+        (
+            ["served:nothing"],
+            1,
+            "cannot load served:nothing: module 'served' has no attribute 'nothing'; did you mean ",
+        ),
+        (["served.py:app"], 1, "'served.py:app' is not the name of an application: did you mean served:app"),
+        (["served"], 1, "'served' is not the name of an application: write module:attribute, such as served:app"),
+        (["served:text"], 1, "served:text is a str and no ASGI application: it cannot be called"),
+        (["served:Settings"], 1, "served:Settings is a class: name an instance of it, app = Settings(...)"),
+        (["served:factory"], 1, "served:factory takes no arguments: if it makes the application, add --factory"),
+        (["served:hello"], 1, "served:hello is no ASGI application: one is called with (scope, receive, send)"),
+        (["served:app", "--factory"], 1, "served:app is an application and no factory: leave --factory out"),
+        (["served:hello", "--factory"], 1, "served:hello is no factory; a factory is called without arguments"),
+        (["served:Settings", "--factory"], 1, "what served:Settings returned is a Settings and no ASGI application"),
         (["served:app", "--task-workers", "0"], 2, "workers= is a whole number, 1 or more, not 0"),
         (["served:app", "--max-body", "0"], 2, "max_body must be positive, not 0"),
         (["served:fails"], 3, "the application failed to start: no database"),
@@ -322,7 +501,7 @@ def test_what_cannot_start_ends_with_its_code_and_one_line(
     assert stopped.value.code == code
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert record.getMessage().startswith(message)
-    assert bool(record.exc_info) is (level == "debug")
+    assert bool(record.exc_info and record.exc_info[0]) is (level == "debug")
 
 
 def test_a_port_that_is_taken_ends_with_1_and_one_line(folder: Path) -> None:
@@ -347,6 +526,34 @@ def test_a_startup_that_raises_ends_with_3_and_is_told_once(folder: Path) -> Non
     [line] = [line for line in minibg.lines if "ERROR" in line]
     assert line.endswith("minibg: the application failed to start: Traceback (most recent call last):")
     assert minibg.lines.count("RuntimeError: no database") == 1
+
+
+def test_an_error_of_the_module_begins_with_file_and_line(folder: Path) -> None:
+    (folder / "broken.py").write_text("import served\n\nserved.app.get('no slash')(print)\n")
+    with command(folder, "broken:app") as minibg:
+        assert minibg.ended() == 1
+    assert messages(minibg.lines)[0].startswith(f"ERROR minibg: {folder}/broken.py:3: cannot import broken: ")
+    assert [line for line in minibg.lines if "File" in line] == [f'  File "{folder}/broken.py", line 3, in <module>']
+
+
+def test_a_shutdown_that_raises_ends_with_3(folder: Path) -> None:
+    with command(folder, "served:app_that_ends_badly", "--port", "0") as minibg:
+        minibg.until("listening on")
+        minibg.signal()
+        assert minibg.ended() == 3
+    assert minibg.lines.count("RuntimeError: cannot flush") == 1
+
+
+def test_a_shutdown_that_is_said_to_have_failed_ends_with_3_whatever_threads_are_left(folder: Path) -> None:
+    with command(folder, "served:says_so", "--port", "0") as minibg:
+        minibg.until("listening on")
+        minibg.signal()
+        assert minibg.ended() == 3
+    assert messages(minibg.lines)[-3:] == [
+        "ERROR minibg.server: the application failed to shut down: cannot flush",
+        "INFO minibg.server: stopped",
+        "ERROR minibg: left behind, still at work: stuck",
+    ]
 
 
 # --- signals ---
@@ -651,6 +858,9 @@ def test_the_log_can_be_lines_of_json(folder: Path) -> None:
     records = [json.loads(line) for line in minibg.lines]
     [access] = [record for record in records if record["logger"] == "minibg.access"]
     assert (access["request"], access["status"], access["level"]) == ("GET / HTTP/1.1", 200, "INFO")
+    [run] = [record for record in records if "event" in record]
+    assert (run["task"], run["origin"], run["attempt"], run["event"]) == ("served.work", "GET /", 1, "succeed")
+    assert (len(run["id"]), run["level"]) == (32, "INFO")
     assert {record["logger"] for record in records} >= {"minibg.server", "minibg.access"}
 
 

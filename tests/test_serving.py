@@ -7,7 +7,9 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import sys
+import typing
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,12 +19,16 @@ import httpx
 import pytest
 import uvloop
 
-from minibg import AfterResponse, App, BackgroundTasks, Limits, Pool, TaskStatus, run, serve
-from minibg.__main__ import parser
-from minibg.serving import LIMITS, POOL, SERVER, STOP_SIGNALS, AppNotFound, load, loop_factory
+from minibg import AfterResponse, App, BackgroundTasks, Limits, Pool, Server, TaskStatus, run, serve
+from minibg.__main__ import kinds
+from minibg.application import AppNotFound
+from minibg.serving import LIMITS, POOL, SERVER, STOP_SIGNALS, Options, ShutdownFailed, loop_factory
 
 from tests.background.recording import reached
 from tests.server.wire import GET, Client
+
+
+ROOT = Path(__file__).parent.parent
 
 
 def greeting(text: str) -> App:
@@ -54,10 +60,43 @@ async def test_options_go_to_the_part_that_they_belong_to() -> None:
 
 
 def test_every_option_of_the_command_is_a_keyword_of_serve_and_the_other_way_round() -> None:
-    own = {"help", "version", "explain", "app", "factory", "app_dir", "loop", "log_level", "log_format"}
-    options = {action.dest for action in parser()._actions if action.dest not in own}
+    options = kinds().keys() - {"factory", "app_dir", "loop", "log_level", "log_format"}
     assert options == {**SERVER, **LIMITS, **POOL}.keys()
-    serve(greeting("hello"), **{name: option.default for name, option in {**SERVER, **LIMITS, **POOL}.items()})
+    defaults: Any = {name: option.default for name, option in {**SERVER, **LIMITS, **POOL}.items()}
+    serve(greeting("hello"), **defaults)
+
+
+def test_the_options_are_typed_as_they_are_where_they_come_from() -> None:
+    hints = typing.get_type_hints(Server) | typing.get_type_hints(Limits) | typing.get_type_hints(Pool.__init__)
+    hints["task_workers"] = hints["workers"]
+    assert typing.get_type_hints(Options) == {name: hints[name] for name in (*SERVER, *LIMITS, *POOL)}
+    assert Options.__optional_keys__ == {*SERVER, *LIMITS, *POOL}
+
+
+def test_a_type_checker_knows_the_options_of_serve_and_run(tmp_path: Path) -> None:
+    """Each wrong line has an ignore of its own; mypy reports one that is not needed."""
+    (tmp_path / "typed.py").write_text("""
+from minibg import App, Limits, Pool, run, serve
+
+app = App()
+serve(app, port=0, task_workers=4, journal="tasks.db", durability="process", max_body=5, limits=Limits(), pool=Pool())
+run("module:app", port=0, task_workers=4, loop="asyncio", limits=Limits(), pool=Pool(), access_log=False)
+serve(app, workers=4)  # type: ignore[call-arg]
+serve(app, port="80")  # type: ignore[arg-type]
+serve(app, durability="burst")  # type: ignore[arg-type]
+run(app, reload=True)  # type: ignore[call-arg]
+""")
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        str(tmp_path / "typed.py"),
+    ]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
 
 
 async def test_limits_can_be_given_whole() -> None:
@@ -80,6 +119,18 @@ async def test_limits_can_be_given_whole() -> None:
 def test_options_that_make_no_sense_are_type_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         serve(greeting("hello"), **options)
+
+
+@pytest.mark.parametrize(
+    ("app", "message"),
+    [
+        (App, r"the application is a class: name an instance of it, app = App\(\.\.\.\)"),
+        ("served:app", "the application is a str and no ASGI application: it cannot be called"),
+    ],
+)
+def test_what_is_no_application_is_not_served(app: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        serve(app)
 
 
 @pytest.mark.parametrize("options", [{"task_workers": 3}, {"pool": Pool()}])
@@ -257,38 +308,23 @@ def test_a_factory_that_fails_is_no_application() -> None:
         run(factory, factory=True)
 
 
-# --- finding the application and the loop ---
+@pytest.mark.usefixtures("signals_as_they_were")
+def test_a_shutdown_that_fails_is_raised_after_the_stop() -> None:
+    story: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(_: App) -> AsyncIterator[None]:
+        os.kill(os.getpid(), signal.SIGINT)
+        yield
+        story.append("down")
+        raise RuntimeError("cannot flush")
+
+    with pytest.raises(ShutdownFailed, match="the application failed to shut down"):
+        run(App(lifespan=lifespan), port=0, loop="asyncio")
+    assert story == ["down"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sys, "path", sys.path[:])
-    (tmp_path / "found_here.py").write_text("class Holder:\n    app = 'the application'\n")
-    (tmp_path / "broken_here.py").write_text("raise RuntimeError('no settings')\n")
-    return tmp_path
-
-
-def test_an_application_is_loaded_by_the_name_of_its_module_and_attribute(folder: Path) -> None:
-    assert load("found_here:Holder.app", str(folder)) == "the application"
-    assert load("found_here:Holder.app", str(folder)) == "the application"
-    assert sys.path.count(str(folder)) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("found_here", "'found_here' is not the name of an application: write module:attribute"),
-        (":app", "':app' is not the name of an application: write module:attribute"),
-        ("found_here:", "'found_here:' is not the name of an application: write module:attribute"),
-        ("found_here:nothing", "cannot load found_here:nothing: module 'found_here' has no attribute 'nothing'"),
-        ("not_here:app", "cannot import not_here: ModuleNotFoundError: No module named 'not_here'"),
-        ("broken_here:app", "cannot import broken_here: RuntimeError: no settings"),
-    ],
-)
-def test_what_is_missing_is_said(folder: Path, name: str, message: str) -> None:
-    with pytest.raises(AppNotFound) as missing:
-        load(name, str(folder))
-    assert str(missing.value) == message
+# --- the loop ---
 
 
 def test_without_uvloop_the_loop_is_asyncios_unless_uvloop_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ class Ledger:
     def _log(self, run: Run, event: Event, error: BaseException | None) -> None:
         level = LEVELS.get(event, logging.DEBUG)
         if logger.isEnabledFor(level):
-            log(run, level, f"{run.describe()}: {_story(run, event)}", error)
+            log(run, level, f"{run.describe()}: {_story(run, event)}", event, error)
 
     def _publish(self, run: Run, event: Event, before: TaskStatus | None, now: float) -> None:
         if self._is_followed:
@@ -240,6 +240,14 @@ def _story(run: Run, event: Event) -> str:
     return f"{result.status} after {seconds:.3f} s, {attempt}"
 
 
-def log(run: Run, level: int, message: str, error: BaseException | None = None) -> None:
-    """Log a line about a run, in a copy of the run's context."""
-    run.context.copy().run(logger.log, level, "%s", message, exc_info=error)
+def log(run: Run, level: int, message: str, event: Event | None = None, error: BaseException | None = None) -> None:
+    """Log a line about a run, in a copy of the run's context.
+
+    The record has the attributes task, id, origin and attempt, and event when it tells a transition.
+    """
+    result = run.result
+    fields: dict[str, object] = {"task": result.name, "id": result.id, "origin": result.origin}
+    fields["attempt"] = result.attempts
+    if event is not None:
+        fields["event"] = event.value
+    run.context.copy().run(logger.log, level, "%s", message, exc_info=error, extra=fields)

@@ -15,16 +15,13 @@ Rules of this file:
   request target could otherwise close the quotes and forge a second line, or send control sequences
   to the terminal on which the log is read.
 - The record carries its parts as attributes (`PARTS`), so that a formatter can write them as
-  fields. `JsonFormatter` does.
+  fields. `minibg.logs.JsonFormatter` does.
 - Nothing here configures logging. "minibg.access" is an ordinary logger, and a filter or handler of
   the application that raises does not reach the server (`minibg.log`).
 
 Rejected: a format string as an option, as in Apache. A formatter of `logging` can write any format
 from the parts.
 """
-
-import json
-import logging
 
 from minibg.log import SafeLogger
 
@@ -49,21 +46,3 @@ def log(client: tuple[str, int] | None, request: bytes, status: int, size: int, 
     name = f"{client[0]}:{client[1]}" if client else "-"
     parts = dict(zip(PARTS, (name, escaped(request), status, size, round(seconds, 6)), strict=True))
     logger.info('%(client)s "%(request)s" %(status)d %(bytes)d %(seconds).3f', parts, extra=parts)
-
-
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON object a line.
-
-    Every object has time, level and logger. An access record adds its `PARTS`, any other record its
-    message. A traceback is a string. Values that JSON does not know are written as ``str(value)``.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as JSON."""
-        time = self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
-        line: dict[str, object] = {"time": time, "level": record.levelname, "logger": record.name}
-        access = {part: getattr(record, part, None) for part in PARTS}
-        line |= access if record.name == "minibg.access" else {"message": record.getMessage()}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)

@@ -1,15 +1,13 @@
 """One access line a request, at its end, and nothing in it that a client could forge."""
 
 import asyncio
-import json
 import logging
 import re
-import sys
 
 import pytest
 
 from minibg.asgi import Receive, Scope, Send
-from minibg.server.access import JsonFormatter, escaped
+from minibg.server.access import escaped
 from tests.server.wire import GET, Client, connected, echo, respond, serving, without_lifespan
 
 
@@ -85,38 +83,6 @@ async def test_without_an_access_log_there_is_no_line(caplog: pytest.LogCaptureF
 )
 def test_bytes_of_the_client_are_escaped(raw: bytes, shown: str) -> None:
     assert escaped(raw) == shown
-
-
-async def test_json_has_the_parts_of_an_access_record_and_the_message_of_others() -> None:
-    stream: list[dict[str, object]] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            stream.append(json.loads(self.format(record)))
-
-    collector = Collector()
-    collector.setFormatter(JsonFormatter())
-    logger = logging.getLogger("minibg")
-    logger.addHandler(collector)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        async with serving(echo) as server:
-            client = await Client.to(server)
-            await client.ask(GET)
-            client.writer.close()
-        try:
-            raise RuntimeError("x")
-        except RuntimeError:
-            logger.error("failed %d", 1, exc_info=sys.exc_info())
-    finally:
-        logger.removeHandler(collector)
-        logger.setLevel(level)
-    line = next(line for line in stream if line["logger"] == "minibg.access")
-    assert set(line) == {"time", "level", "logger", "client", "request", "status", "bytes", "seconds"}
-    assert (line["request"], line["status"], line["level"]) == ("GET / HTTP/1.1", 200, "INFO")
-    assert stream[-1]["message"] == "failed 1"
-    assert "RuntimeError: x" in str(stream[-1]["traceback"])
 
 
 async def test_a_unix_client_has_no_name(caplog: pytest.LogCaptureFixture, tmp_path: object) -> None:
