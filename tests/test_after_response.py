@@ -212,7 +212,7 @@ async def test_an_application_that_returns_without_a_response_has_its_tasks_drop
 
 
 #: The scope of minibg's server, which keeps the head back until the first message of the body.
-HOLDS_BACK = {"extensions": {"minibg.stopping": {}}}
+HOLDS_BACK: dict[str, Any] = {"extensions": {"minibg.stopping": {}}}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """``minibg --explain`` and the README tell the same, and both are held to the code: lines, deadlines, bounds."""
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minibg import Limits, Pool
+from minibg import Pool
 from minibg.explain import PACKAGE, REFERENCE, TEXT, _lines_of, explain
 from minibg.serving import LIMITS, POOL
 
@@ -83,7 +84,7 @@ def test_the_sum_of_the_stop_is_the_sum_of_its_deadlines() -> None:
     [("queue_limit", "`queue_limit` (1,000)"), ("workers", "`task_workers` (8)"), ("keep_finished", "(10,000)")],
 )
 def test_each_bound_is_the_default_of_its_option(name: str, text: str) -> None:
-    default = (Pool.__init__.__kwdefaults__ | {field: getattr(Limits(), field) for field in LIMITS})[name]
+    default = inspect.signature(Pool).parameters[name].default
     assert text in EXPLAINED
     assert f"{default:,}" in text
 
