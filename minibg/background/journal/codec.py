@@ -211,7 +211,11 @@ def _due(run: Run, now: float) -> tuple[float | None, float | None]:
 
 
 def decode_result(row: Row, status: TaskStatus | None = None) -> TaskResult[Any]:
-    """Return the record of a row, in its own status or in another. Raises for a row that was edited by hand."""
+    """Return the record of a row. Raises for a row that was edited by hand.
+
+    ``status``: the first status of a run that begins here. Without it, nothing happens to the record any more in this
+    process, and a `TaskResult.wait` for it returns at once.
+    """
     return TaskResult(
         id=row.id,
         name=row.name,
@@ -225,6 +229,7 @@ def decode_result(row: Row, status: TaskStatus | None = None) -> TaskResult[Any]
         errors=tuple(_decode_error(**error) for error in json.loads(row.errors)),
         return_value=None if row.return_value is None else json.loads(row.return_value),
         durable=True,
+        _waiters=None if status is None else [],
     )
 
 

@@ -198,11 +198,8 @@ class DiskJournal:
 
     def get(self, id: str) -> TaskResult[Any] | None:
         """Return the record of a run that is in the file; None for an unknown id. Raises JournalFailed."""
-        if (row := self._find(id)) is None:
-            return None
-        result = codec.decode_result(row)
-        result._settle()  # noqa: SLF001 - nothing happens to this record: a `wait` for it must return.
-        return result
+        row = self._find(id)
+        return None if row is None else codec.decode_result(row)
 
     async def revive(self, id: str) -> Run:
         """Return a FAILED run of the file as a new run, HELD, with all its attempts. Its commit resets the row.
