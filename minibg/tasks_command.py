@@ -8,14 +8,16 @@
 
 The command works while a server runs on the file, and while none does.
 
-**Reading** needs no owner: SQLite shows a reader one consistent moment, and a reader delays no writer.
+**Reading** needs no owner: SQLite shows a reader one consistent moment, and a reader delays no
+writer.
 
-**Changing** goes through the owner, because a journal has one writer. The request is written beside the run. A
-server reads it at its next tick, asks its pool, and writes the answer: the pool may refuse, with a sentence that is printed
-here. If no server runs, this command takes the lock and opens the file as a start would, which answers every request.
+**Changing** goes through the owner, because a journal has one writer. The request is written beside
+the run. A server reads it at its next tick, asks its pool, and writes the answer: the pool may
+refuse, with a sentence that is printed here. If no server runs, this command takes the lock and
+opens the file as a start would, which answers every request.
 
-An id may be shortened as long as it is unique. A row that was edited by hand is shown as it is. Exit codes: 0; 1 with one line
-that says why; 2 for a wrong command line.
+An id may be shortened as long as it is unique. A row that was edited by hand is shown as it is.
+Exit codes: 0; 1 with one line that says why; 2 for a wrong command line.
 """
 
 import argparse
@@ -35,7 +37,8 @@ from minibg.background.journal.file import OPEN_SECONDS, File, connect, schema_v
 from minibg.background.journal.schema import COLUMNS, REQUEST, SCHEMA_VERSION, Action, Row
 from minibg.background.result import TaskStatus
 
-#: How often the answer to a request is looked for. Each time takes a second while the file has an owner (`lock.py`).
+#: How often the answer to a request is looked for. Each time takes a second while the file has an
+#: owner (`lock.py`).
 TRIES = 10
 # The queries, each with an index. "g" comes after every hexadecimal digit.
 NEWEST = f"SELECT {COLUMNS} FROM runs ORDER BY row DESC LIMIT ?"

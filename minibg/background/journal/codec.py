@@ -1,19 +1,21 @@
 """A call, its options and its record as JSON and columns, and back: pure functions, no I/O.
 
-**What can be stored.** A call of a `@task` function that can be found again by its name, with arguments that are
-JSON: the value that comes back from JSON equals the one that went in. A tuple, a set, a datetime, NaN and a dict with keys
-that are not strings do not come back equal, and are refused in ``add_task`` with a TypeError that names the argument. The task
-gets the value that came back, at its first attempt as after a crash: so a task that works in a test works after a
-restart, and a list that the handler changes later is not changed in the task.
+**What can be stored.** A call of a `@task` function that can be found again by its name, with
+arguments that are JSON: the value that comes back from JSON equals the one that went in. A tuple, a
+set, a datetime, NaN and a dict with keys that are not strings do not come back equal, and are
+refused in ``add_task`` with a TypeError that names the argument. The task gets the value that came
+back, at its first attempt as after a crash: so a task that works in a test works after a restart,
+and a list that the handler changes later is not changed in the task.
 
-Of the options only those are stored that differ from the task's own. So a deploy that gives a task a longer
-timeout gives it to the stored runs too. The exception classes of a `Retry` are code, and are not stored: the decorated
-function has them.
+Of the options only those are stored that differ from the task's own. So a deploy that gives a task
+a longer timeout gives it to the stored runs too. The exception classes of a `Retry` are code, and
+are not stored: the decorated function has them.
 
-**What may be lost.** A return value is stored if it is short JSON, for the operator to look at. It is the task's own object,
-and its methods may raise anything: it is left out then.
+**What may be lost.** A return value is stored if it is short JSON, for the operator to look at. It
+is the task's own object, and its methods may raise anything: it is left out then.
 
-Pickle was rejected: reading it runs code that the file chooses, and a renamed class makes a row unreadable.
+Pickle was rejected: reading it runs code that the file chooses, and a renamed class makes a row
+unreadable.
 """
 
 import contextvars
@@ -32,17 +34,19 @@ from minibg.background.retry import Retry
 from minibg.background.run import Run, StoredRun
 from minibg.background.task import TASKS, Options, Task, innermost, kind_of
 
-#: NaN and Infinity are not JSON (RFC 8259 §6). A value that contains itself ends in a RecursionError; to look for one first
-#: would make every other value slower.
+#: NaN and Infinity are not JSON (RFC 8259 §6). A value that contains itself ends in a
+#: RecursionError; to look for one first would make every other value slower.
 STRICT = json.JSONEncoder(allow_nan=False, check_circular=False)
-#: Reads the text of STRICT, which has no white space around it: a quarter of the time of `json.loads`.
+#: Reads the text of STRICT, which has no white space around it: a quarter of the time of
+#: `json.loads`.
 READ = json.JSONDecoder().raw_decode
 #: A return value is stored if it is JSON of at most so many characters.
 VALUE_CHARACTERS = 10_000
-#: Options of a call that are stored if they differ from the task's own. ``key`` has a column; ``always`` and ``durable`` have done
-#: their work when a run is stored.
+#: Options of a call that are stored if they differ from the task's own. ``key`` has a column;
+#: ``always`` and ``durable`` have done their work when a run is stored.
 OVERRIDES = ("timeout", "priority", "delay", "run_at", "retry")
-#: Seconds that stand for a wait without end (ten thousand years). Infinity is not JSON: a group with it could never be written.
+#: Seconds that stand for a wait without end (ten thousand years). Infinity is not JSON: a group
+#: with it could never be written.
 FOREVER = 3e11
 
 
@@ -50,7 +54,9 @@ FOREVER = 3e11
 
 
 def encode_call(run: Run) -> None:
-    """Make a run ready to be stored: set ``stored``, and the arguments that come back. Raises TypeError."""
+    """Make a run ready to be stored: set ``stored``, and the arguments that come back. Raises
+    TypeError.
+    """
     name, called = run.result.name, innermost(run.function)
     task = TASKS.get(name)
     if task is None or not isinstance(called, Task) or called.function is not task.function:
@@ -68,7 +74,9 @@ def encode_call(run: Run) -> None:
 
 
 def _encode_arguments(run: Run) -> tuple[str, Any]:
-    """Return the arguments as JSON, and as they come back. Raises TypeError, with the name of the argument."""
+    """Return the arguments as JSON, and as they come back. Raises TypeError, with the name of the
+    argument.
+    """
     function, args, kwargs = run.function, list(run.args), run.kwargs
     while isinstance(function, functools.partial):
         args, kwargs = [*function.args, *args], {**function.keywords, **kwargs}
@@ -110,7 +118,9 @@ def encode_overrides(options: Options, own: Options) -> str:
 
 
 def decode_options(own: Options, row: Row, now: float) -> Options:
-    """Return the options of a stored run: its wait goes on from where it was. Raises for a row that was edited by hand."""
+    """Return the options of a stored run: its wait goes on from where it was. Raises for a row that
+    was edited by hand.
+    """
     overrides = json.loads(row.overrides)
     if overrides.get("run_at") is not None:
         overrides["run_at"] = datetime.fromisoformat(overrides["run_at"])
@@ -132,7 +142,9 @@ def decode_options(own: Options, row: Row, now: float) -> Options:
 
 
 def decode_run(row: Row, now: float) -> Run:
-    """Return the run of a row, HELD. Raises for a row that was edited by hand, or whose task is not registered."""
+    """Return the run of a row, HELD. Raises for a row that was edited by hand, or whose task is not
+    registered.
+    """
     if (task := TASKS.get(row.name)) is None:
         raise LookupError("its task is not registered")
     args, kwargs = json.loads(row.arguments)
@@ -198,7 +210,9 @@ def end_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
 
 
 def _due(run: Run, now: float) -> tuple[float | None, float | None]:
-    """Return when a run is due, and how long it waits for that: None for a time of day, and for a run that does not wait."""
+    """Return when a run is due, and how long it waits for that: None for a time of day, and for a
+    run that does not wait.
+    """
     if run.result.status is not TaskStatus.WAITING:
         return None, None
     if run.options.run_at is not None and not run.result.attempts:
@@ -211,7 +225,11 @@ def _due(run: Run, now: float) -> tuple[float | None, float | None]:
 
 
 def decode_result(row: Row, status: TaskStatus | None = None) -> TaskResult[Any]:
-    """Return the record of a row, in its own status or in another. Raises for a row that was edited by hand."""
+    """Return the record of a row. Raises for a row that was edited by hand.
+
+    ``status``: the first status of a run that begins here. Without it, nothing happens to the
+    record any more in this process, and a `TaskResult.wait` for it returns at once.
+    """
     return TaskResult(
         id=row.id,
         name=row.name,
@@ -225,6 +243,7 @@ def decode_result(row: Row, status: TaskStatus | None = None) -> TaskResult[Any]
         errors=tuple(_decode_error(**error) for error in json.loads(row.errors)),
         return_value=None if row.return_value is None else json.loads(row.return_value),
         durable=True,
+        _waiters=None if status is None else [],
     )
 
 

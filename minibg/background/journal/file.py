@@ -1,31 +1,36 @@
 """The file of a journal: opened by one owner, written by one thread, group by group.
 
-This file is synchronous and knows no event loop. `group_commit.py` calls it from the thread of the journal, and `minibg
-tasks` from its own process. The two calls on the path are `write`, once for each group, and nothing else.
+This file is synchronous and knows no event loop. `group_commit.py` calls it from the thread of the
+journal: `open`, then `write` for each group, then `close`. The command ``minibg tasks`` calls
+`open` and `close` from a process of its own.
 
 What SQLite is asked for, and why:
 
 - **WAL and one writer.** A commit appends to the log, readers go on meanwhile.
-- **synchronous=FULL for a group with inserts.** The flush is what makes an answer a promise that survives a loss
-  of power. A group of claims and ends is not flushed: the death of the process loses none of it, and if a loss of power
-  does, a run is run once more. With ``durability="process"`` nothing is flushed.
+- **synchronous=FULL for a group with inserts.** The flush is what makes an answer a promise that
+  survives a loss of power. A group of claims and ends is not flushed: the death of the process
+  loses none of it, and if a loss of power does, a run is run once more. With
+  ``durability="process"`` nothing is flushed.
 - **No VACUUM.** It copies the whole file. Deleted pages are used again, so the file stops growing.
 
-**A start** is a numbered procedure, see `open`. A run that was RUNNING when its process died counts a *crash*. At the
-third one the run is FAILED: it may be what kills the process. (`recovery.py` sees to it that no other suspect of the
-same crash runs beside it.)
+**A start** is a numbered procedure, see `open`. It checks the file for a moment only: a million
+runs would take seconds, and SQLite notices a damaged page also when it reads it later. A run that
+was RUNNING when its process died counts a *crash*. At the third one the run is FAILED: it may be
+what kills the process. (`recovery.py` sees to it that no other suspect of the same crash runs
+beside it.)
 
-**A full disk** refuses inserts, and may still have room for changes in old rows. So a group that fails is written once
-more without its inserts. A locked database refuses both: then the second try is omitted, because each costs
-`BUSY_SECONDS`.
+**A full disk** refuses inserts, and may still have room for changes in old rows. So a group that
+fails is written once more without its inserts. A locked database refuses both: then the second try
+is omitted, because each costs `BUSY_SECONDS`.
 
-**A file that was removed or replaced** keeps working for its owner, on pages that no start will ever find. So
-each group looks first whether the path still leads to the file and to its log. If not, inserts are refused; the rest is
-written all the same, so accepted runs still run.
+**A file that was removed or replaced** keeps working for its owner, on pages that no start will
+ever find. So each group looks first whether the path still leads to the file and to its log. If
+not, inserts are refused; the rest is written all the same, so accepted runs still run.
 
-Old runs are deleted here, a few at a time (`sweep`): by age, and when a million newer ones have come.
+Finished runs are deleted a few at a time, by age, and when a million newer ones have come.
 
-Needs SQLite 3.37 (STRICT tables). Network file systems keep neither WAL nor locks: a warning says so.
+Needs SQLite 3.37 (STRICT tables). Network file systems keep neither WAL nor locks: a warning says
+so.
 """
 
 import json
@@ -48,32 +53,40 @@ logger = SafeLogger("minibg.background")
 
 Durability = Literal["power", "process"]
 
-#: Seconds that finished runs are kept. River's numbers: a success is looked at the next day, a failure after the holidays.
+#: Seconds that finished runs are kept. River's numbers: a success is looked at the next day, a
+#: failure after the holidays.
 RETENTION = {"SUCCESSFUL": 86400.0, "CANCELLED": 86400.0, "DROPPED": 86400.0, "FAILED": 7 * 86400.0}
-#: A finished run is deleted when so many newer ones were accepted, whatever its age: some hundred megabytes.
+#: A finished run is deleted when so many newer ones were accepted, whatever its age: some hundred
+#: megabytes.
 NEWER_KEPT = 1_000_000
 #: Rows of one kind that one sweep deletes: some milliseconds, by which the next commit is delayed.
 SWEEP_ROWS = 500
 #: A run that was in progress at so many deaths of its process is FAILED.
 CRASHES = 3
-#: Seconds that a group waits for a lock on the database (of a backup, of an SQLite shell) before it is refused. A commit may
-#: have to wait for the group before its own, so its client gets the 503 after two of these.
+#: Seconds that a group waits for a lock on the database (of a backup, of an SQLite shell) before it
+#: is refused. A commit may have to wait for the group before its own, so its client gets the 503
+#: after two of these.
 BUSY_SECONDS = 1.0
 #: The same at a start, where no client waits.
 OPEN_SECONDS = 5.0
-#: Seconds that a start spends on SQLite's check of the file, at most: a large file is checked as far as that goes.
+#: Seconds that a start spends on SQLite's check of the file, at most: a large file is checked as
+#: far as that goes.
 CHECK_SECONDS = 0.3
-#: Instructions of SQLite's virtual machine between two looks at the clock during that check: about a millisecond.
+#: Instructions of SQLite's virtual machine between two looks at the clock during that check: about
+#: a millisecond.
 CHECK_STEPS = 50_000
 NETWORK_TYPES = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs", "fuse.s3fs"}
 
 
 class File:
-    """A journal's file. Call `open`, then `write` for each group, then `close`, from one thread at a time."""
+    """A journal's file. Call `open`, then `write` for each group, then `close`, from one thread at
+    a time.
+    """
 
     def __init__(self, path: str, durability: Durability) -> None:
         self.path = path
-        #: Set when all that is left of a group is SQLite's work, for which it gives up the interpreter's lock.
+        #: Set when all that is left of a group is SQLite's work, for which it gives up the
+        #: interpreter's lock.
         self.in_sqlite = threading.Event()
         self._durability = durability
         self._lock = Lock(path)
@@ -84,7 +97,9 @@ class File:
         self._identity: list[tuple[int, int] | None] = []
 
     def open(self, now: float) -> tuple[list[Row], int]:
-        """Become the owner. Return the unfinished runs in order, and the last row. Raises JournalUnusable."""
+        """Become the owner. Return the unfinished runs in order, and the last row. Raises
+        JournalUnusable.
+        """
         try:
             # 1. Get the lock: from here on no other process writes.
             self._acquire()
@@ -110,7 +125,8 @@ class File:
             raise
 
     def write(self, group: Group, now: float) -> None:
-        """Write a group. Never raises: the group's errors say what could not be written, and why."""
+        """Write a group. Never raises: the group's errors say what could not be written, and why.
+        """
         try:
             self._check_identity()
             self._write(group, now, with_inserts=True)
@@ -125,9 +141,11 @@ class File:
                 logger.warning("%s: no housekeeping this time: %s", self.path, error)
 
     def close(self, *, keep_lock: bool = False) -> None:
-        """Requeue what was running, merge the log into the file, and let the next owner in. Never raises.
+        """Requeue what was running, merge the log into the file, and let the next owner in. Never
+        raises.
 
-        ``keep_lock``: an attempt is still in progress, which nothing can stop. The lock stays with this process then.
+        ``keep_lock``: an attempt is still in progress, which nothing can stop. The lock stays with
+        this process then.
         """
         try:
             if self._database is not None:
@@ -152,12 +170,15 @@ class File:
             raise JournalUnusable(f"{self.path} is in use by {self._lock.owner()}: a journal has one owner")
 
     def _inspect(self) -> int:
-        """Return the schema of the file, 0 for a new one. Raises JournalUnusable for one that is no journal."""
+        """Return the schema of the file, 0 for a new one. Raises JournalUnusable for one that is no
+        journal.
+        """
         if sqlite3.sqlite_version_info < (3, 37):
             raise JournalUnusable(f"a journal needs SQLite 3.37 or newer, this is {sqlite3.sqlite_version}")
         # Arguments of tasks are private: the file is readable for this user alone.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        # Read-only if a log exists: closing the last connection would merge the log, and a refused file must not change.
+        # Read-only if a log exists: closing the last connection would merge the log, and a refused
+        # file must not change.
         mode: Literal["ro", "rw"] = "ro" if Path(f"{self.path}-wal").exists() else "rw"
         with closing(connect(self.path, mode, OPEN_SECONDS)) as database:
             version = schema_version(database, self.path)
@@ -231,7 +252,9 @@ class File:
                 group.granted = {row for (row,) in self._execute(schema.GRANTED, (arrays[-1],)).fetchall()}
 
     def _write_the_rest(self, group: Group, now: float) -> None:
-        """Write a group that was refused once more without its inserts, unless the database is locked."""
+        """Write a group that was refused once more without its inserts, unless the database is
+        locked.
+        """
         if getattr(group.insert_error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
             group.update_error = group.insert_error
             return
@@ -308,7 +331,9 @@ def connect(path: str, mode: Literal["rw", "ro"], timeout: float = BUSY_SECONDS)
 
 
 def schema_version(database: sqlite3.Connection, path: str) -> int:
-    """Return the schema of a journal, 0 for an empty file. Raises JournalUnusable for what is no journal, or too new."""
+    """Return the schema of a journal, 0 for an empty file. Raises JournalUnusable for what is no
+    journal, or too new.
+    """
     (mark,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -321,7 +346,9 @@ def schema_version(database: sqlite3.Connection, path: str) -> int:
 
 
 def quick_check(database: sqlite3.Connection) -> str | None:
-    """Return the first damage that SQLite finds within `CHECK_SECONDS`; None if there is none. Raises sqlite3.Error."""
+    """Return the first damage that SQLite finds within `CHECK_SECONDS`; None if there is none.
+    Raises sqlite3.Error.
+    """
     deadline = time.monotonic() + CHECK_SECONDS
     database.set_progress_handler(lambda: time.monotonic() > deadline, CHECK_STEPS)
     try:
@@ -343,7 +370,9 @@ def identity(path: str) -> tuple[int, int] | None:
 
 
 def network_file_system(path: str) -> str | None:
-    """Return the name of the network file system that a file is on; None for a local one, or if it cannot be known."""
+    """Return the name of the network file system that a file is on; None for a local one, or if it
+    cannot be known.
+    """
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
     except OSError:

@@ -1,19 +1,21 @@
 """The journal: the ledger kept on disk, so that an accepted run outlives its process.
 
-The ledger in memory stays the one source. It calls `record` after every transition of a run that is stored, and the
-journal writes the run's row some moments later. Two things cannot be written later, and are awaited:
+The ledger in memory stays the one source. It calls `record` after every transition of a run that is
+stored, and the journal writes the run's row some moments later. Two things cannot be written later,
+and are awaited:
 
-- `commit`: the runs of a response are on disk before its head leaves. If the disk refuses them, JournalFailed makes the
-  response a 503, and none of them is accepted.
-- `claim`: an attempt is counted on disk before the first line of the task runs. So a task that kills its process has
-  been counted, and is FAILED at the third time.
+- `commit`: the runs of a response are on disk before its head leaves. If the disk refuses them,
+  JournalFailed makes the response a 503, and none of them is accepted.
+- `claim`: an attempt is counted on disk before the first line of the task runs. So a task that
+  kills its process has been counted, and is FAILED at the third time.
 
-If the process dies, the file is a few moments behind: a run that had just ended is still RUNNING there, and runs once more.
-That is **at least once**: write tasks that may run twice.
+If the process dies, the file is a few moments behind: a run that had just ended is still RUNNING
+there, and runs once more. That is **at least once**: write tasks that may run twice.
 
-**Group commit.** A flush to disk takes about as long as a thousand inserts. So commits do not flush one by one, they
-share a flush. The journal has one thread for the file, and at any moment two groups: one that the thread is writing,
-and one that gathers whatever happens meanwhile. When the thread is done, the second group becomes the first::
+**Group commit.** A flush to disk takes about as long as a thousand inserts. So commits do not flush
+one by one, they share a flush. The journal has one thread for the file, and at any moment two
+groups: one that the thread is writing, and one that gathers whatever happens meanwhile. When the
+thread is done, the second group becomes the first::
 
     event loop     commit A ......................... A, B and C are on disk
                      commit B, commit C, 40 ends, 8 claims       |  commit D ...
@@ -21,25 +23,30 @@ and one that gathers whatever happens meanwhile. When the thread is done, the se
     group 2        gathers B, C, ends, claims          |-- one transaction, one flush --|
     group 3                                             gathers D ...
 
-There is no timer that waits for company: a lone commit is written at once, and sixty-four that come together share one
-flush. The longer a flush takes, the larger is the next group. Databases have done it like this since the 1980s.
+There is no timer that waits for company: a lone commit is written at once, and sixty-four that come
+together share one flush. The longer a flush takes, the larger is the next group. Databases have
+done it like this since the 1980s.
 
-The loop's thread fills a group and the other thread writes it, and no group is touched by both at once: so there is
-no lock. One detail is about the interpreter's own lock. When a group has been handed over, the event loop blocks for up
-to `HEAD_START_SECONDS`, until the thread has given that lock up inside SQLite. Otherwise the loop, which the last
-group has just given plenty to do, keeps the lock, and loop and disk take turns (measured: 1.3 times slower).
+The loop's thread fills a group and the other thread writes it, and no group is touched by both at
+once: so there is no lock. One detail is about the interpreter's own lock. When a group has been
+handed over, the event loop blocks for up to `HEAD_START_SECONDS`, until the thread has given that
+lock up inside SQLite. Otherwise the loop, which the last group has just given plenty to do, keeps
+the lock, and loop and disk take turns (measured: 1.3 times slower).
 
-**What is written when** is one table, `WRITES` in `pending.py`, from the event to the write. Most runs take three writes: an insert, a
-claim, an end. That they were READY in between is written together with the claim. If no worker claims a run within
-`TICK_SECONDS` it is written on its own, at the next tick.
+**What is written when** is one table, `WRITES` in `pending.py`, from the event to the write. Most
+runs take three writes: an insert, a claim, an end. That they were READY in between is written
+together with the claim. If no worker claims a run within `TICK_SECONDS` it is written on its own,
+at the next tick.
 
-**Guarantees of the writer.** Only `close` ends it. A group that fails, whatever the reason, has its waiters told; ends
-and updates of a failed group are written with the next one. If the writer is cancelled, because the event loop ends, every
-waiter gets JournalFailed, and so does every later commit. A commit waits for at most two groups, and a group for at most
-`file.BUSY_SECONDS` behind a lock of another process.
+**Guarantees of the writer.** Only `close` ends it. A group that fails, whatever the reason, has its
+waiters told; ends and updates of a failed group are written with the next one. If the writer is
+cancelled, because the event loop ends, every waiter gets JournalFailed, and so does every later
+commit. A commit waits for at most two groups, and a group for at most `file.BUSY_SECONDS` behind a
+lock of another process.
 
-**The end.** `close` is bounded: if the disk hangs, the thread is left behind, with everything still to write in its queue, and
-the lock of the file stays with it.
+**The end.** `close` is bounded. If the disk hangs, the thread is left behind with everything that
+is still to be written; commits that wait get JournalFailed, and their outcome is not known. The
+lock of the file stays with the thread until the disk answers, at the latest until the process ends.
 """
 
 import asyncio
@@ -63,19 +70,22 @@ from minibg.threads import Threads
 
 logger = SafeLogger("minibg.background")
 
-#: Seconds between two ticks. At each the journal reads the requests of `minibg tasks`, writes which runs are READY, and sweeps.
+#: Seconds between two ticks. At each the journal reads the requests of `minibg tasks`, writes which
+#: runs are READY, and sweeps.
 TICK_SECONDS = 1.0
 #: Seconds that the event loop waits, at most, for the thread to begin. It takes a tenth of that.
 HEAD_START_SECONDS = 0.001
-#: Seconds after which a client may try again if the disk refused its tasks: an operator has to make room first.
+#: Seconds after which a client may try again if the disk refused its tasks: an operator has to make
+#: room first.
 RETRY_AFTER_SECONDS = 10
 
 
 class DiskJournal:
-    """The journal of one pool in the file ``path``. All methods but `check_storable` are for the loop's thread.
+    """The journal of one pool in the file ``path``. All methods but `check_storable` are for the
+    loop's thread.
 
-    ``durability``: "power" flushes what is accepted; "process" does not, and a loss of power may take the last seconds.
-    Raises ValueError for any other value. Nothing is opened before `open`.
+    ``durability``: "power" flushes what is accepted; "process" does not, and a loss of power may
+    take the last seconds. Raises ValueError for any other value. Nothing is opened before `open`.
     """
 
     def __init__(self, path: str | os.PathLike[str], durability: Durability, clock: Clock) -> None:
@@ -97,18 +107,22 @@ class DiskJournal:
         self._last_row = 0
         #: The group of each run whose insert is not written yet.
         self._inserting: dict[Run, PendingGroup] = {}
-        #: Runs whose status in memory is not in the file: READY without a claim, or not inserted because the disk refused. Oldest first.
+        #: Runs whose status in memory is not in the file: READY without a claim, or not inserted
+        #: because the disk refused. Oldest first.
         self._unwritten: dict[Run, None] = {}
-        #: Requests that the pool has not taken yet, and the rows of all that are not answered, by id.
+        #: Requests that the pool has not taken yet, and the rows of all that are not answered, by
+        #: id.
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._unanswered: dict[str, int] = {}
         self._failing = False
         self._closing = False
 
     async def open(self) -> list[list[Run]]:
-        """Become the owner of the file. Return its unfinished runs, HELD, in their order, those of one batch together.
+        """Become the owner of the file. Return its unfinished runs, HELD, in their order, those of
+        one batch together.
 
-        Raises JournalUnusable. When it fails or is cancelled, neither the thread nor the lock is left.
+        Raises JournalUnusable. When it fails or is cancelled, neither the thread nor the lock is
+        left.
         """
         try:
             # In the thread: 100,000 rows take seconds.
@@ -128,12 +142,16 @@ class DiskJournal:
         return batches
 
     def check_storable(self, run: Run) -> None:
-        """Make a run ready to be stored, unless it is ``durable=False``. Raises TypeError for a call that cannot be."""
+        """Make a run ready to be stored, unless it is ``durable=False``. Raises TypeError for a
+        call that cannot be.
+        """
         if run.options.durable:
             codec.encode_call(run)
 
     async def commit(self, runs: Sequence[Run]) -> None:
-        """Write these runs to disk, in one transaction. Raises JournalFailed; then none of them is accepted."""
+        """Write these runs to disk, in one transaction. Raises JournalFailed; then none of them is
+        accepted.
+        """
         self._check_open()
         first: StoredRun | None = None
         inserting: dict[PendingGroup, None] = {}
@@ -160,7 +178,8 @@ class DiskJournal:
                 raise _failed("the tasks could not be written to disk", error)
 
     async def claim(self, run: Run) -> bool:
-        """Count an attempt on disk before it begins. Return False if the file says that the run has ended.
+        """Count an attempt on disk before it begins. Return False if the file says that the run has
+        ended.
 
         Raises JournalFailed: the attempt cannot be counted now, and must not begin.
         """
@@ -197,18 +216,19 @@ class DiskJournal:
         self._wake.set()
 
     def get(self, id: str) -> TaskResult[Any] | None:
-        """Return the record of a run that is in the file; None for an unknown id. Raises JournalFailed."""
-        if (row := self._find(id)) is None:
-            return None
-        result = codec.decode_result(row)
-        result._settle()  # noqa: SLF001 - nothing happens to this record: a `wait` for it must return.
-        return result
+        """Return the record of a run that is in the file; None for an unknown id. Raises
+        JournalFailed.
+        """
+        row = self._find(id)
+        return None if row is None else codec.decode_result(row)
 
     async def revive(self, id: str) -> Run:
-        """Return a FAILED run of the file as a new run, HELD, with all its attempts. Its commit resets the row.
+        """Return a FAILED run of the file as a new run, HELD, with all its attempts. Its commit
+        resets the row.
 
-        Waits until everything that has happened so far is in the file. Raises LookupError, with a sentence for the operator, for a
-        run that is not FAILED or cannot be run in this process, and JournalFailed.
+        Waits until everything that has happened so far is in the file. Raises LookupError, with a
+        sentence for the operator, for a run that is not FAILED or cannot be run in this process,
+        and JournalFailed.
         """
         self._check_open()
         group = self._group
@@ -234,9 +254,11 @@ class DiskJournal:
         return await self._requests.get()
 
     def answer(self, request: Request, refusal: str | None = None) -> None:
-        """Answer a request: grant it, or refuse it with a sentence that ``minibg tasks`` shows the operator.
+        """Answer a request: grant it, or refuse it with a sentence that ``minibg tasks`` shows the
+        operator.
 
-        A granted cancel also ends a run that only the file knows, because its task is not registered in this process.
+        A granted cancel also ends a run that only the file knows, because its task is not
+        registered in this process.
         """
         if (row := self._unanswered.get(request.id)) is not None:
             self._group.answers[row] = Answer(request.action, refusal)
@@ -249,7 +271,9 @@ class DiskJournal:
             raise _failed("the tasks could not be written to disk", RuntimeError(f"{self._path} is closed"))
 
     def _insert(self, run: Run, first: StoredRun | None = None) -> None:
-        """Gather the insert of a run that is not in the file. ``first`` is the first run of its batch; None: it is alone."""
+        """Gather the insert of a run that is not in the file. ``first`` is the first run of its
+        batch; None: it is alone.
+        """
         stored = run.stored
         if stored is None or stored.row is not None:
             return
@@ -257,7 +281,8 @@ class DiskJournal:
         self._group.insert(run, stored, self._last_row, first)
         self._inserting[run] = self._group
         self._wake.set()
-        # A row is inserted as HELD. A run that was released before, because its first insert was refused, is more:
+        # A row is inserted as HELD. A run that was released before, because its first insert was
+        # refused, is more:
         if run.result.status is TaskStatus.WAITING:
             self._group.update(run, stored, self._clock.time())
         elif run.result.status is TaskStatus.READY:
@@ -358,8 +383,8 @@ class DiskJournal:
     async def close(self, timeout: float, *, keep_lock: bool = False) -> None:
         """Write what is left, within ``timeout`` seconds, and let go of the file.
 
-        ``keep_lock``: an attempt at a stored run is still in progress, which nothing can stop. The lock stays with the process
-        then, so that no other process runs the same task.
+        ``keep_lock``: an attempt at a stored run is still in progress, which nothing can stop. The
+        lock stays with the process then, so that no other process runs the same task.
         """
         if self._writer is None or self._closing:
             return
@@ -372,8 +397,8 @@ class DiskJournal:
         try:
             await asyncio.wait({self._writer}, timeout=timeout)
         finally:
-            # In time, or too late, or cancelled together with the writer: the thread writes what the writer has left, and
-            # closes the file after that.
+            # In time, or too late, or cancelled together with the writer: the thread writes what
+            # the writer has left, and closes the file after that.
             self._writer.cancel()
             last, self._group = self._group, PendingGroup()
             self._give_up(last)

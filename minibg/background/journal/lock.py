@@ -1,22 +1,23 @@
 """The lock of a journal: one process owns the file, and within the process one `Lock`.
 
-A journal has one writer, because two writers on one SQLite file stall each other for seconds (measured). The owner is
-the process that has a POSIX record lock on ``FILE.lock``. The kernel frees a record lock when its process ends, however
-it ends. So a start needs no lease and no heartbeat to know that the owner before it is dead, and never runs a task
-a second time only because the first owner is slow.
+A journal has one writer, because two writers on one SQLite file stall each other for seconds
+(measured). The owner is the process that has a POSIX record lock on ``FILE.lock``. The kernel frees
+a record lock when its process ends, however it ends. So a start needs no lease and no heartbeat to
+know that the owner before it is dead, and never runs a task a second time only because the first
+owner is slow.
 
 Two properties of record locks shape this file:
 
-- They belong to the process. A lock of ``flock`` belongs to the open file, and a child that was forked by a dead owner
-  would keep it. In exchange the kernel lets the same process lock the file twice; the class keeps a set of
-  the paths that this process owns.
-- Closing *any* descriptor of the file drops the lock. So the lock has a file of its own, which nothing else in
-  the process opens.
+- They belong to the process. A lock of ``flock`` belongs to the open file, and a child that was
+  forked by a dead owner would keep it. In exchange the kernel lets the same process lock the file
+  twice; the class keeps a set of the paths that this process owns.
+- Closing *any* descriptor of the file drops the lock. So the lock has a file of its own, which
+  nothing else in the process opens.
 
 A restart overlaps with the last moments of the process before, so `acquire` waits a moment.
 
-The file is not removed after use: a process that waits for the lock of a removed file would get it beside the owner
-of a new one.
+The file is not removed after use: a process that waits for the lock of a removed file would get it
+beside the owner of a new one.
 """
 
 import fcntl
@@ -34,7 +35,9 @@ RETRY_SECONDS = 0.02
 
 
 class Lock:
-    """The right to write the journal at ``path``. May be acquired, released and acquired again, by any thread."""
+    """The right to write the journal at ``path``. May be acquired, released and acquired again, by
+    any thread.
+    """
 
     _owned: ClassVar[set[str]] = set()
     _deciding: ClassVar[threading.Lock] = threading.Lock()
@@ -44,7 +47,9 @@ class Lock:
         self._descriptor: int | None = None
 
     def acquire(self, patience: float = PATIENCE_SECONDS) -> bool:
-        """Become the owner; return False if another owner does not end within ``patience`` seconds. Raises OSError."""
+        """Become the owner; return False if another owner does not end within ``patience`` seconds.
+        Raises OSError.
+        """
         deadline = time.monotonic() + patience
         while not self._try():
             if time.monotonic() >= deadline:
@@ -60,7 +65,9 @@ class Lock:
             self._owned.discard(self._path)
 
     def owner(self) -> str:
-        """Return the name of the owner: "process 123", "this process", or "another process" when it is not known."""
+        """Return the name of the owner: "process 123", "this process", or "another process" when it
+        is not known.
+        """
         if self._path in self._owned:
             return "this process"
         with suppress(OSError):

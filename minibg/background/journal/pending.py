@@ -1,11 +1,13 @@
-"""A group that gathers: changes of runs, collected on the event loop until the thread of the journal is free.
+"""A group that gathers: changes of runs, collected on the event loop until the thread of the
+journal is free.
 
-`schema.Group` is the data that the thread writes. A `PendingGroup` is the same data while it is being filled. `WRITES` is the
-one table that says which event leads to which write. Two rules:
+`schema.Group` is the data that the thread writes. A `PendingGroup` is the same data while it is
+being filled. `WRITES` is the one table that says which event leads to which write. Two rules:
 
-- **A later change of a run wins**, since the dicts have one entry for each row. A run that is released, deferred and due
-  between two flushes costs one update.
-- **A run that ends before it is inserted leaves no trace.** Its insert is taken back, and no reader ever sees it.
+- **A later change of a run wins**, since the dicts have one entry for each row. A run that is
+  released, deferred and due between two flushes costs one update.
+- **A run that ends before it is inserted leaves no trace.** Its insert is taken back, and no reader
+  ever sees it.
 """
 
 import asyncio
@@ -53,8 +55,8 @@ class PendingGroup(Group):
         super().__init__()
         #: The runs of its inserts, also of those that were taken back.
         self.runs: list[Run] = []
-        #: Set when the write was tried. An event and not a future: a waiter may come when it is set already, because the run it
-        #: waits for is in two responses.
+        #: Set when the write was tried. An event and not a future: a waiter may come when it is set
+        #: already, because the run it waits for is in two responses.
         self.written = asyncio.Event()
 
     def insert(self, run: Run, stored: StoredRun, row: int, first: StoredRun | None) -> None:
@@ -70,7 +72,9 @@ class PendingGroup(Group):
             self.updates[stored.row] = codec.update_fields(run, stored, now)
 
     def end(self, run: Run, stored: StoredRun, now: float) -> None:
-        """Add the end of an attempt, or take back the insert of a run that ends before it was written."""
+        """Add the end of an attempt, or take back the insert of a run that ends before it was
+        written.
+        """
         if stored.row in self.inserts:
             del self.inserts[stored.row]
             self.updates.pop(stored.row, None)
@@ -79,7 +83,9 @@ class PendingGroup(Group):
             self.ends[stored.row] = codec.end_fields(run, stored, now)
 
     def take_over(self, failed: Group) -> None:
-        """Add the changes of a group that could not be written. Of two changes of one run the one that is here is newer."""
+        """Add the changes of a group that could not be written. Of two changes of one run the one
+        that is here is newer.
+        """
         self.ends = failed.ends | self.ends
         self.updates = failed.updates | self.updates
         self.answers = failed.answers | self.answers

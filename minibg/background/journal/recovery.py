@@ -1,17 +1,20 @@
 """The runs that the last process has left, in batches for the workers: pure functions.
 
-Runs that were in one batch come back in one batch, in their order. A run that has left its batch, because of a delay,
-comes back alone. A row that cannot be made a run (its task is not registered any more, or the file was edited by hand) is
-not lost: it stays in the file for a later start, and the log names it.
+Runs that were in one batch come back in one batch, in their order. A run that has left its batch,
+because of a delay, comes back alone. A row that cannot be made a run (its task is not registered
+any more, or the file was edited by hand) is not lost: it stays in the file for a later start, and
+the log names it.
 
-**Suspects.** A run that was RUNNING when its process died may have killed it, or may only have run beside the one that
-did. If they ran side by side again, a poisonous task would take its neighbours along: three crashes, and all of them are
-FAILED. So all suspects come back as *one* batch: one after another, in their order, each followed by its own siblings. At
-the next crash at most one of them is RUNNING, and only its count rises. A run that waits for a retry is no suspect: its
-attempt has ended.
+**Suspects.** A run that was RUNNING when its process died may have killed it, or may only have run
+beside the one that did. If they ran side by side again, a poisonous task would take its neighbours
+along: three crashes, and all of them are FAILED. So all suspects come back as *one* batch: one
+after another, in their order, each followed by its own siblings. At the next crash at most one of
+them is RUNNING, and only its count rises. A run that waits for a retry is no suspect: its attempt
+has ended.
 
-What remains is an innocent run beside which three different *new* runs kill the process. To exclude that, every other run
-would have to wait as long as a suspect runs. Rejected: a suspect may run for hours.
+What remains is an innocent run beside which three different *new* runs kill the process. To exclude
+that, every other run would have to wait as long as a suspect runs. Rejected: a suspect may run for
+hours.
 """
 
 from collections.abc import Sequence
@@ -23,7 +26,9 @@ from minibg.background.run import Run
 
 
 def recover(rows: Sequence[Row], now: float) -> tuple[list[list[Run]], list[str]]:
-    """Return the runs of unfinished rows in batches, and a description of each row that cannot be made a run."""
+    """Return the runs of unfinished rows in batches, and a description of each row that cannot be
+    made a run.
+    """
     batches: dict[int, list[Run]] = {}
     suspects: set[int] = set()
     unknown: list[str] = []
@@ -42,7 +47,9 @@ def recover(rows: Sequence[Row], now: float) -> tuple[list[list[Run]], list[str]
 
 
 def _will_leave(run: Run, row: Row) -> bool:
-    """Return whether a run has a delay that has not begun, because its process died before the release."""
+    """Return whether a run has a delay that has not begun, because its process died before the
+    release.
+    """
     return row.status == TaskStatus.HELD and (run.options.delay is not None or run.options.run_at is not None)
 
 

@@ -1,26 +1,31 @@
-"""The table of a journal, the statements that touch it, and the data they take: nothing here opens a file.
+"""The table of a journal, the statements that touch it, and the data they take: nothing here opens
+a file.
 
-A run is one row, inserted when the run is accepted and updated in place until it ends. Columns are named like the
-fields of `Row`, and a group of changes travels as JSON objects whose fields are named like the columns.
+A run is one row, inserted when the run is accepted and updated in place until it ends. Columns are
+named like the fields of `Row`, and a group of changes travels as JSON objects whose fields are
+named like the columns.
 
-**A group is one call into SQLite.** Every call gives up the interpreter's lock, and beside a busy event loop waits up to
-5 ms to get it back: with a call per row the journal wrote 60 rows a second (measured). So the changes of a whole group
-are five JSON arrays, bound to *one* INSERT into a view, whose trigger applies them. The trigger is temporary: it belongs to
-the connection of the owner and is not in the file. It runs as one statement, so it is one transaction and needs no BEGIN.
+**A group is one call into SQLite.** Every call gives up the interpreter's lock, and beside a busy
+event loop waits up to 5 ms to get it back: with a call per row the journal wrote 60 rows a second
+(measured). So the changes of a whole group are five JSON arrays, bound to *one* INSERT into a view,
+whose trigger applies them. The trigger is temporary: it belongs to the connection of the owner and
+is not in the file. It runs as one statement, so it is one transaction and needs no BEGIN.
 
-The order inside the trigger is part of its meaning: ends (an end may free a key), inserts (which may take it), resets,
-updates, claims (which need the row).
+The order inside the trigger is part of its meaning: ends (an end may free a key), inserts (which
+may take it), resets, updates, claims (which need the row).
 
 The guards, each in the WHERE of its statement:
 
-- **An end belongs to an attempt.** It is written only over the attempt that it ends, and never over another end.
-  CANCELLED and DROPPED also end a run without an attempt.
-- **A claim needs a free run.** It counts the attempt, and finds no row when the run was ended in the file.
-- **A key is never the reason to refuse a group.** The file may hold an unfinished run with the same key that the ledger
-  does not know, because its task is not registered. The new run is inserted without its key then: the unique index
-  would refuse the group, with every innocent run in it.
+- **An end belongs to an attempt.** It is written only over the attempt that it ends, and never over
+  another end. CANCELLED and DROPPED also end a run without an attempt.
+- **A claim needs a free run.** It counts the attempt, and finds no row when the run was ended in
+  the file.
+- **A key is never the reason to refuse a group.** The file may hold an unfinished run with the same
+  key that the ledger does not know, because its task is not registered. The new run is inserted
+  without its key then: the unique index would refuse the group, with every innocent run in it.
 
-Nothing in the file refers to code. ``name`` is looked up among the decorated functions; there is no pickle.
+Nothing in the file refers to code. ``name`` is looked up among the decorated functions; there is no
+pickle.
 """
 
 from dataclasses import dataclass, field
@@ -142,7 +147,8 @@ COLUMNS = (
     "row, id, batch, name, arguments, overrides, key, origin, status, attempts, uncounted_attempts, crashes, added_at,"
     " released_at, started_at, due_at, wait_seconds, finished_at, errors, return_value, request, refusal"
 )
-# INDEXED BY and NOT INDEXED: statistics that an ANALYZE has left in the file must not talk SQLite into a scan of all runs.
+# INDEXED BY and NOT INDEXED: statistics that an ANALYZE has left in the file must not talk SQLite
+# into a scan of all runs.
 UNFINISHED = f"SELECT {COLUMNS} FROM runs INDEXED BY unfinished WHERE finished_at IS NULL ORDER BY row"
 INTERRUPTED = f"SELECT {COLUMNS} FROM runs INDEXED BY unfinished WHERE finished_at IS NULL AND status = 'RUNNING'"
 BY_ID = f"SELECT {COLUMNS} FROM runs WHERE id = ?"
@@ -198,7 +204,9 @@ class Row:
     refusal: str | None
 
     def describe(self) -> str:
-        """Name the run for the log: on one line, because any text may have been written into the file."""
+        """Name the run for the log: on one line, because any text may have been written into the
+        file.
+        """
         return ascii(f"{self.name} {self.id}")[1:-1]
 
 
@@ -212,9 +220,12 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """The changes of one transaction, and what became of them. In the dicts the key is the row: a later change wins."""
+    """The changes of one transaction, and what became of them. In the dicts the key is the row: a
+    later change wins.
+    """
 
-    #: Runs that end, or begin to wait for a retry: row, attempts, status, due_at, wait_seconds, finished_at, errors, return_value.
+    #: Runs that end, or begin to wait for a retry: row, attempts, status, due_at, wait_seconds,
+    #: finished_at, errors, return_value.
     ends: dict[int, dict[str, Any]] = field(default_factory=dict)
     #: Runs that are accepted: row, id, batch, name, arguments, overrides, key, origin, added_at.
     inserts: dict[int, dict[str, Any]] = field(default_factory=dict)

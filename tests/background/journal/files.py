@@ -45,7 +45,7 @@ def write(file: File, *groups: dict[str, Any], now: float = NOW) -> Group:
 
 
 def insert_by_hand(path: Path, **columns: Any) -> None:
-    given = {"id": os.urandom(4).hex(), "name": "mail", "arguments": "", "overrides": "", "origin": ""}
+    given: dict[str, Any] = {"id": os.urandom(4).hex(), "name": "mail", "arguments": "", "overrides": "", "origin": ""}
     given |= {"added_at": NOW, **columns}
     change(path, f"INSERT INTO runs ({', '.join(given)}) VALUES ({', '.join('?' * len(given))})", *given.values())
 

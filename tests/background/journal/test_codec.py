@@ -45,6 +45,7 @@ def row_of(run: Run, **columns: Any) -> Row:
 def local(what: int) -> None: ...
 
 
+ANYTHING: Any = object()
 CIRCULAR: list[Any] = []
 CIRCULAR.append(CIRCULAR)
 
@@ -62,7 +63,7 @@ CIRCULAR.append(CIRCULAR)
         (note, (CIRCULAR,), "argument what of note"),
         (play, (b"bytes",), "argument name of play is not JSON: b'bytes' would not come back"),
         (play, (datetime(2026, 1, 1),), "argument name of play"),
-        (functools.partial(play, object()), (), "argument name of play"),
+        (functools.partial(play, ANYTHING), (), "argument name of play"),
         (insist.using(retry=Retry(on=(KeyError,))), ("a",), "other exceptions than the task's own"),
         (play.using(key="\ud800"), ("a",), "no text that a file can hold"),
         (play.using(key="a\0b"), ("a",), "no text that a file can hold"),
@@ -91,7 +92,7 @@ def test_another_function_of_the_same_name_is_refused() -> None:
 
 
 def test_the_task_gets_the_arguments_that_come_back_whatever_the_handler_does_with_its_own() -> None:
-    wish = {"to": ["a"], "n": 1.5, "none": None, "text": "ä\U0001f600\x00"}
+    wish: dict[str, Any] = {"to": ["a"], "n": 1.5, "none": None, "text": "ä\U0001f600\x00"}
     run = encoded(functools.partial(note, 1, flag=True), wish, flag=False, key="k")
     wish["to"].append("b")
     assert (run.args, run.kwargs) == ((1, wish | {"to": ["a"]}), {"flag": False, "key": "k"})
@@ -250,7 +251,6 @@ def test_a_return_value_is_stored_if_it_is_short_json(value: Any, kept: Any) -> 
         {"errors": "[7]"},
         {"return_value": "{"},
         {"added_at": 1e300},
-        {"status": "LOST IN TRANSLATION"},
     ],
     ids=lambda columns: str(columns)[:40],
 )

@@ -1,5 +1,6 @@
 """The file of a journal without a pool: which files are refused, what is one transaction, and what a start finds."""
 
+import itertools
 import json
 import logging
 import os
@@ -133,11 +134,11 @@ def test_a_large_file_is_checked_for_a_moment_only(path: Path, monkeypatch: pyte
     file.release()
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.0)
     monkeypatch.setattr(module, "CHECK_STEPS", 1)
-    looks = []
-    monkeypatch.setattr(time, "monotonic", lambda: looks.append(0) or 1e9 + len(looks))  # type: ignore[func-returns-value]
+    looks = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: 1e9 + next(looks))
     with closing(connect(str(path), "ro")) as database:
         assert module.quick_check(database) is None
-    assert len(looks) < 10
+    assert next(looks) < 10
     monkeypatch.undo()
     unfinished, last = file.open(NOW)
     assert (len(unfinished), last) == (19_999, 19_999)
@@ -262,7 +263,12 @@ def test_a_locked_database_is_waited_for_once_and_then_refuses_everything(
     """On the old code a group waited five seconds, and five more for the second try."""
     tries = []
     write_once = File._write
-    monkeypatch.setattr(File, "_write", lambda *args, **options: (tries.append(options), write_once(*args, **options)))
+
+    def watched(file: File, group: Group, now: float, *, with_inserts: bool) -> None:
+        tries.append(with_inserts)
+        write_once(file, group, now, with_inserts=with_inserts)
+
+    monkeypatch.setattr(File, "_write", watched)
     with closing(connect(str(path), "rw")) as other:
         other.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
@@ -481,7 +487,12 @@ def test_a_finished_run_is_deleted_when_it_is_old_and_an_unfinished_one_never(fi
     kept = {"SUCCESSFUL": day, "CANCELLED": day, "DROPPED": day, "FAILED": 7 * day}
     for status, age in kept.items():
         finished(path, (status, age - moment), (status, age + moment))
-    unfinished = {"HELD": {}, "READY": {}, "RUNNING": {"owner": "process 1"}, "WAITING": {"due_at": NOW}}
+    unfinished: dict[str, dict[str, Any]] = {
+        "HELD": {},
+        "READY": {},
+        "RUNNING": {"owner": "process 1"},
+        "WAITING": {"due_at": NOW},
+    }
     for status, columns in unfinished.items():
         insert_by_hand(path, status=status, added_at=NOW - 1000 * day, **columns)
     write(file, {"inserts": insert(500)})

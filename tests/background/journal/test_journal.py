@@ -574,7 +574,7 @@ async def test_a_lock_on_the_database_refuses_a_commit_within_two_seconds_and_do
     path: Path,
 ) -> None:
     """On the old code a commit waited ten seconds, and a stop twenty."""
-    async with Pool(journal=path, drain_timeout=1) as pool:
+    async with Pool(journal=path, drain_timeout=0) as pool:
         with closing(connect(str(path), "rw")) as other:
             other.execute("BEGIN EXCLUSIVE")
             began = time.monotonic()
@@ -584,7 +584,7 @@ async def test_a_lock_on_the_database_refuses_a_commit_within_two_seconds_and_do
             pool.enqueue(play, "b")
             began = time.monotonic()
             await pool.stop()
-            assert time.monotonic() - began < 1 + 5.5
+            assert time.monotonic() - began < 5.5
 
 
 async def test_a_file_that_was_removed_refuses_commits(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -763,7 +763,12 @@ async def test_a_start_makes_runs_of_rows_beside_the_event_loop(path: Path, monk
         await responded(pool, *[(play.using(delay=100), "a")] * 3)
     threads = set()
     decode = codec.decode_run
-    monkeypatch.setattr(codec, "decode_run", lambda *args: (threads.add(threading.current_thread()), decode(*args))[1])
+
+    def watched(*args: Any) -> Any:
+        threads.add(threading.current_thread())
+        return decode(*args)
+
+    monkeypatch.setattr(codec, "decode_run", watched)
     async with Pool(journal=path, drain_timeout=0) as pool:
         assert pool.statistics().waiting == 3
     assert len(threads) == 1
@@ -808,7 +813,7 @@ async def test_runs_that_were_in_progress_run_again_and_the_order_is_kept(
             await asyncio.sleep(0)
         assert pool.statistics().waiting == 2
         await stopped(pool, clock)
-    behind = (("behind",), {})
+    behind: Any = (("behind",), {})
     assert calls == ["a", behind, "a", behind, *(((r, n), {}) for r in "bc" for n in (0, 1)), (("held",), {})]
     assert rows(copy, "attempts, uncounted_attempts, crashes, status", "name = 'play'") == [(2, 1, 1, "SUCCESSFUL")] * 2
     assert f"{copy}: 12 unfinished runs, 2 of them interrupted" in [r.getMessage() for r in caplog.records]

@@ -202,7 +202,7 @@ class History:
                 assert attempts - uncounted <= counts[self.names[id]] <= attempts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 3), st.lists(steps, max_size=14))
 @example(1, [("respond", [("ok", None), ("key", None)], then) for then in ("hold", "release")] + [("settle",)])
 def test_any_schedule_leaves_a_file_that_says_what_happened(workers: int, schedule: list[Step]) -> None:
