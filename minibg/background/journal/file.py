@@ -125,8 +125,7 @@ class File:
             raise
 
     def write(self, group: Group, now: float) -> None:
-        """Write a group. Never raises: the group's errors say what could not be written, and why.
-        """
+        """Write a group. Never raises: the group's errors say what could not be written, and why."""
         try:
             self._check_identity()
             self._write(group, now, with_inserts=True)
