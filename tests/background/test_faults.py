@@ -14,7 +14,6 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NoReturn
@@ -338,7 +337,7 @@ async def test_without_a_free_thread_a_run_fails_and_the_next_one_has_a_worker(m
         assert (await pool.enqueue(threading.get_ident).wait(10)).status is TaskStatus.SUCCESSFUL
 
 
-# --- logging and followers ---
+# --- logging ---
 
 
 @pytest.fixture(params=["filter", "handler", "formatter"])
@@ -389,21 +388,6 @@ async def test_logging_that_raises_ends_no_worker_and_no_stop(capsys: pytest.Cap
     assert [each.status for each in results] == ["SUCCESSFUL", "FAILED", "FAILED", "FAILED", "DROPPED"]
     assert [each.id for each in report.unfinished] == [late.id]
     assert "--- Logging error" in capsys.readouterr().err
-
-
-async def test_a_follower_that_raises_in_the_middle_of_a_run_changes_nothing() -> None:
-    async def follows(pool: Pool) -> None:
-        async for _ in pool.follow():
-            raise ValueError("a reader's fault")
-
-    async with Pool(workers=1) as pool:
-        reader = asyncio.create_task(follows(pool))
-        await turn()
-        result = await pool.enqueue(nothing).wait(10)
-        await asyncio.wait([reader])
-        assert isinstance(reader.exception(), ValueError)
-        assert result.status is TaskStatus.SUCCESSFUL
-        await the_worker_goes_on(pool)
 
 
 # --- a journal that refuses, or is faulty ---
@@ -944,43 +928,6 @@ async def test_a_timeout_that_comes_when_the_coroutine_has_returned_comes_too_la
     assert (result.status, result.return_value) == (TaskStatus.SUCCESSFUL, "in time")
 
 
-# --- the wall clock ---
-
-
-async def test_run_at_follows_the_wall_clock_when_it_is_set() -> None:
-    clock = FakeClock()
-    async with Pool(clock=clock) as pool:
-        noon = clock.now() + timedelta(hours=1)
-        early, on_time = (pool.enqueue(named("a", nothing, run_at=noon)) for _ in range(2))
-        pool.cancel(early.id)
-        clock.jump(-7200)  # The clock is set back by two hours, which the run has to wait longer.
-        clock.advance(3600)
-        await turn()
-        assert on_time.status is TaskStatus.WAITING
-        clock.jump(7200 - 60)  # And set forward to one minute before.
-        clock.advance(60)
-        await on_time.wait(10)
-        assert on_time.started_at is not None
-        assert timedelta(0) <= on_time.started_at - noon <= timedelta(seconds=60)
-
-
-async def test_the_retry_of_a_run_with_run_at_waits_for_its_whole_delay() -> None:
-    """The timer that looks at the wall clock every minute ended the backoff of 600 s after 60."""
-    clock = FakeClock()
-    async with Pool(clock=clock, random=lambda: 1.0) as pool:
-        result = pool.enqueue(
-            named("a", raiser_async(ValueError), retry=Retry(attempts=2, base=600), run_at=clock.now())
-        )
-        clock.advance(0)
-        await reached(pool, result, TaskStatus.WAITING, attempt=1)
-        clock.jump(86_400)
-        clock.advance(599)
-        await turn()
-        assert result.attempts == 1
-        clock.advance(1)
-        assert (await result.wait(10)).attempts == 2
-
-
 # --- bounds ---
 
 
@@ -1016,50 +963,3 @@ async def test_two_thousand_characters_are_kept_of_a_message_of_a_megabyte(make:
         result = await pool.enqueue(named("a", make(error), retry=Retry(attempts=3, base=0))).wait(10)
     assert [len(each.message) for each in result.errors] == [2_000] * 3
     assert [len(each.traceback) <= 20_000 for each in result.errors] == [True] * 3
-
-
-# --- methods ---
-
-
-class Mailer:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @task(retry=Retry(attempts=2, base=0))
-    def send(self, address: str) -> str:
-        """Send."""
-        return f"{self.name} {address}"
-
-    @task
-    async def send_async(self, address: str) -> str:
-        return f"{self.name} {address}"
-
-    @staticmethod
-    @task
-    def static(address: str) -> str:
-        return address
-
-    @classmethod
-    def of_class(cls, address: str) -> str:
-        return f"{cls.__name__} {address}"
-
-
-@pytest.mark.parametrize(
-    ("method", "value"),
-    [
-        (Mailer("smtp").send, "smtp a@b"),
-        (Mailer("smtp").send.using(timeout=3), "smtp a@b"),
-        (Mailer("smtp").send_async, "smtp a@b"),
-        (Mailer("smtp").static, "a@b"),
-        (task(Mailer.of_class), "Mailer a@b"),
-    ],
-)
-async def test_a_decorated_method_runs_with_its_instance_and_its_options(method: Any, value: str) -> None:
-    async with Pool(workers=1) as pool:
-        result = await pool.enqueue(method, "a@b").wait(10)
-    assert (result.status, result.return_value, result.errors) == (TaskStatus.SUCCESSFUL, value, ())
-
-
-def test_a_decorated_method_is_called_as_a_method() -> None:
-    assert Mailer("smtp").send("a@b") == Mailer.send(Mailer("smtp"), "a@b") == "smtp a@b"
-    assert (Mailer.send.__doc__, Mailer("x").send.options.retry) == ("Send.", Retry(attempts=2, base=0))

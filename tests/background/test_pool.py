@@ -13,7 +13,7 @@ import pytest
 from minibg.background import BackgroundTasks, CancelOutcome, Pool, PoolStopped, QueueFull, Retry, TaskStatus
 from minibg.background.task import Options
 from tests.background.fake_clock import START, FakeClock
-from tests.background.recording import named, nothing, reached, story
+from tests.background.recording import named, nothing, reached, story, turn
 
 
 async def fails() -> None:
@@ -165,6 +165,38 @@ async def test_a_delay_of_zero_leaves_the_batch_too() -> None:
         assert result.status is TaskStatus.WAITING
         clock.advance(0)
         await result.wait()
+
+
+async def test_run_at_follows_the_wall_clock_when_it_is_set() -> None:
+    clock = FakeClock()
+    async with Pool(clock=clock) as pool:
+        noon = clock.now() + timedelta(hours=1)
+        early, on_time = (pool.enqueue(named("a", nothing, run_at=noon)) for _ in range(2))
+        pool.cancel(early.id)
+        clock.jump(-7200)  # The clock is set back by two hours, which the run has to wait longer.
+        clock.advance(3600)
+        await turn()
+        assert on_time.status is TaskStatus.WAITING
+        clock.jump(7200 - 60)  # And set forward to one minute before.
+        clock.advance(60)
+        await on_time.wait(10)
+        assert on_time.started_at is not None
+        assert timedelta(0) <= on_time.started_at - noon <= timedelta(seconds=60)
+
+
+async def test_the_retry_of_a_run_with_run_at_waits_for_its_whole_delay() -> None:
+    """The timer that looks at the wall clock every minute ended the backoff of 600 s after 60."""
+    clock = FakeClock()
+    async with Pool(clock=clock, random=lambda: 1.0) as pool:
+        result = pool.enqueue(named("a", fails, retry=Retry(attempts=2, base=600), run_at=clock.now()))
+        clock.advance(0)
+        await reached(pool, result, TaskStatus.WAITING, attempt=1)
+        clock.jump(86_400)
+        clock.advance(599)
+        await turn()
+        assert result.attempts == 1
+        clock.advance(1)
+        assert (await result.wait(10)).attempts == 2
 
 
 # --- cancel ---

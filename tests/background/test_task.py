@@ -213,3 +213,50 @@ def test_a_function_that_cannot_be_a_task_is_refused_when_it_is_decorated() -> N
 def test_a_task_is_a_value_that_can_be_a_key() -> None:
     made: Task[[str], str] = task(plain)
     assert {made: 1}[made] == 1
+
+
+# --- methods ---
+
+
+class Post:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @task(retry=Retry(attempts=2, base=0))
+    def send(self, address: str) -> str:
+        """Send."""
+        return f"{self.name} {address}"
+
+    @task
+    async def send_async(self, address: str) -> str:
+        return f"{self.name} {address}"
+
+    @staticmethod
+    @task
+    def static(address: str) -> str:
+        return address
+
+    @classmethod
+    def of_class(cls, address: str) -> str:
+        return f"{cls.__name__} {address}"
+
+
+@pytest.mark.parametrize(
+    ("method", "value"),
+    [
+        (Post("smtp").send, "smtp a@b"),
+        (Post("smtp").send.using(timeout=3), "smtp a@b"),
+        (Post("smtp").send_async, "smtp a@b"),
+        (Post("smtp").static, "a@b"),
+        (task(Post.of_class), "Post a@b"),
+    ],
+)
+async def test_a_decorated_method_runs_with_its_instance_and_its_options(method: Any, value: str) -> None:
+    async with Pool(workers=1) as pool:
+        result = await pool.enqueue(method, "a@b").wait(10)
+    assert (result.status, result.return_value, result.errors) == ("SUCCESSFUL", value, ())
+
+
+def test_a_decorated_method_is_called_as_a_method() -> None:
+    assert Post("smtp").send("a@b") == Post.send(Post("smtp"), "a@b") == "smtp a@b"
+    assert (Post.send.__doc__, Post("x").send.options.retry) == ("Send.", Retry(attempts=2, base=0))
