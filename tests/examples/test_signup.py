@@ -468,7 +468,8 @@ class Requests(logging.Handler):
         self.requests: asyncio.Queue[str] = asyncio.Queue()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.requests.put_nowait(re.sub(r"[?].*", "", record.__dict__["request"]))
+        method, target, _ = record.__dict__["request"].split()
+        self.requests.put_nowait(f"{method} {target.partition('?')[0]}")
 
 
 async def test_a_registration_is_one_stream_and_no_polling(
