@@ -21,18 +21,35 @@ person sees. One line joins them: ``background_tasks.add_task``. It takes a slot
 full queue is a 503 here and now) and returns the `TaskResult` whose id is in the answer. ``Pool``
 and ``BackgroundTasks`` are arguments that are filled by their annotation.
 
+``/events?id=...`` streams the records of some tasks as server-sent events (HTML Living Standard,
+§9.2), until all of them have ended. It follows the pool before it reads the records: a change in
+between would be lost otherwise.
+
 The status is 202 Accepted: the registration is accepted and its work not done yet (RFC 9110
 §15.3.3).
 """
 
+import json
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlencode
 
-from examples.signup.page import PAGE
+from examples.signup.page import page, progress
 from examples.signup.tasks import cache, refresh_cache, send_welcome_email, write_audit_line
-from minibg import App, BackgroundTasks, HTMLResponse, HTTPException, Pool, TaskResult
+from minibg import (
+    App,
+    BackgroundTasks,
+    HTMLResponse,
+    HTTPException,
+    Pool,
+    RedirectResponse,
+    Request,
+    Response,
+    StreamingResponse,
+    TaskResult,
+)
 
 #: The addresses of ``<input type=email>`` (HTML Living Standard, §4.10.5.1.5), but with a dot in
 #: the domain. They have no space, control character, comma or bracket, so none can end a header or
@@ -69,14 +86,23 @@ app = App(lifespan=lifespan)
 
 @app.post("/register", status_code=202)
 async def register(email: str, background_tasks: BackgroundTasks) -> dict[str, Any]:
-    if len(email) > LONGEST_ADDRESS or not ADDRESS.fullmatch(email):
-        raise HTTPException(422, f"{email!r} is not an email address")
-    tasks: list[TaskResult[Any]] = [
+    if (refusal := what_is_wrong(email)) is not None:
+        raise HTTPException(422, refusal)
+    tasks = add_tasks(email, background_tasks)
+    return {"msg": "welcome, the mail follows", "tasks": [{"id": task.id, "name": task.name} for task in tasks]}
+
+
+def what_is_wrong(email: str) -> str | None:
+    is_address = len(email) <= LONGEST_ADDRESS and ADDRESS.fullmatch(email)
+    return None if is_address else f"{email!r} is not an email address"
+
+
+def add_tasks(email: str, background_tasks: BackgroundTasks) -> list[TaskResult[Any]]:
+    return [
         background_tasks.add_task(send_welcome_email, email),
         background_tasks.add_task(write_audit_line, email),
         background_tasks.add_task(refresh_cache),
     ]
-    return {"msg": "welcome, the mail follows", "tasks": [{"id": task.id, "name": task.name} for task in tasks]}
 
 
 @app.get("/tasks/{id}")
@@ -87,11 +113,46 @@ async def show(id: str, pool: Pool) -> TaskResult[Any]:
     return result
 
 
+@app.get("/events")
+async def events(id: list[str], pool: Pool) -> StreamingResponse:
+    changes = pool.follow()
+    results = [await show(each, pool) for each in id]
+
+    async def stream() -> AsyncIterator[str]:
+        yield event(results)
+        if not all(result.is_finished for result in results):
+            async for change in changes:
+                if change.id in id or change.missed:
+                    yield event(results)
+                    if all(result.is_finished for result in results):
+                        return
+
+    return StreamingResponse(stream(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+def event(results: Sequence[TaskResult[Any]]) -> str:
+    return f"data: {json.dumps(progress(results))}\n\n"
+
+
 @app.get("/registrations")
 async def registrations() -> dict[str, int]:
     return cache
 
 
-@app.get("/", response_class=HTMLResponse)
-async def page() -> str:
-    return PAGE
+# --- the page ---
+
+
+@app.get("/")
+async def home(request: Request, pool: Pool) -> HTMLResponse:
+    results = [pool.get(id) for id in request.query_params.getlist("id")]
+    return HTMLResponse(page([result for result in results if result is not None]))
+
+
+@app.post("/")
+async def sign_up(request: Request, background_tasks: BackgroundTasks) -> Response:
+    """Register from the form, for a browser without JavaScript."""
+    email = str((await request.form()).get("email", ""))
+    if (refusal := what_is_wrong(email)) is not None:
+        return HTMLResponse(page(email=email, error=refusal), 422)
+    tasks = add_tasks(email, background_tasks)
+    return RedirectResponse("/?" + urlencode([("id", task.id) for task in tasks]), 303)  # A reload sends no form.
