@@ -167,58 +167,50 @@ def insert_fields(run: Run, stored: StoredRun) -> dict[str, Any]:
     result, origin = run.result, run.result.origin
     if not origin.isascii():  # It may contain halves of surrogate pairs, which a file cannot hold.
         origin = origin.encode(errors="backslashreplace").decode()
-    return {
+    fields = {
         "row": stored.row,
         "id": result.id,
         "batch": stored.batch,
         "name": result.name,
         "arguments": stored.arguments_json,
         "overrides": stored.option_overrides,
-        "key": run.options.key,
         "origin": origin,
         "added_at": result.added,
     }
+    if run.options.key is not None:
+        fields["key"] = run.options.key
+    return fields
 
 
 def update_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
     """Return the fields of an update to READY or WAITING."""
-    due_at, wait_seconds = _due(run, now)
-    return {
-        "row": stored.row,
-        "batch": stored.batch,
-        "status": run.result.status,
-        "due_at": due_at,
-        "wait_seconds": wait_seconds,
-        "released_at": run.result.released,
-    }
+    fields = {"row": stored.row, "batch": stored.batch, "status": run.result.status, "released_at": run.result.released}
+    return fields | _wait_fields(run, now)
 
 
 def end_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
     """Return the fields of the end of an attempt: a final status, or WAITING for a retry."""
     result = run.result
-    due_at, wait_seconds = _due(run, now)
-    return {
-        "row": stored.row,
-        "attempts": result.attempts,
-        "status": result.status,
-        "due_at": due_at,
-        "wait_seconds": wait_seconds,
-        "finished_at": result.finished,
-        "errors": _encode_errors(result.errors),
-        "return_value": _short_json(result.return_value),
-    }
+    fields = {"row": stored.row, "attempts": result.attempts, "status": result.status}
+    if result.finished is not None:
+        fields["finished_at"] = result.finished
+    if result.errors:
+        fields["errors"] = _encode_errors(result.errors)
+    if (value := _short_json(result.return_value)) is not None:
+        fields["return_value"] = value
+    return fields | _wait_fields(run, now)
 
 
-def _due(run: Run, now: float) -> tuple[float | None, float | None]:
-    """Return when a run is due, and how long it waits for that: None for a time of day, and for a
-    run that does not wait.
+def _wait_fields(run: Run, now: float) -> dict[str, Any]:
+    """Return when a WAITING run is due, and how long it waits for that; a time of day has no such
+    length.
     """
     if run.result.status is not TaskStatus.WAITING:
-        return None, None
+        return {}
     if run.options.run_at is not None and not run.result.attempts:
-        return run.options.run_at.timestamp(), None
+        return {"due_at": run.options.run_at.timestamp()}
     wait_seconds = min(run.wait_seconds, FOREVER)
-    return now + wait_seconds, wait_seconds
+    return {"due_at": now + wait_seconds, "wait_seconds": wait_seconds}
 
 
 # --- a record ---
@@ -248,7 +240,7 @@ def decode_result(row: Row, status: TaskStatus | None = None) -> TaskResult[Any]
 
 
 def _encode_errors(errors: Sequence[TaskError]) -> str:
-    return json.dumps([{**asdict(error), "at": error.at.timestamp()} for error in errors]) if errors else "[]"
+    return json.dumps([{**asdict(error), "at": error.at.timestamp()} for error in errors])
 
 
 def _decode_error(at: float, **texts: Any) -> TaskError:

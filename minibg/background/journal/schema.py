@@ -7,12 +7,13 @@ named like the columns.
 
 **A group is one call into SQLite.** Every call gives up the interpreter's lock, and beside a busy
 event loop waits up to 5 ms to get it back: with a call per row the journal wrote 60 rows a second
-(measured). So the changes of a whole group are five JSON arrays, bound to *one* INSERT into a view,
-whose trigger applies them. The trigger is temporary: it belongs to the connection of the owner and
-is not in the file. It runs as one statement, so it is one transaction and needs no BEGIN.
+(measured). So the changes of a whole group are four JSON arrays, bound to *one* INSERT into a view,
+whose trigger applies them; a field that a change does not have is NULL. The trigger is temporary:
+it belongs to the connection of the owner and is not in the file. It runs as one statement, so it is
+one transaction and needs no BEGIN.
 
 The order inside the trigger is part of its meaning: ends (an end may free a key), inserts (which
-may take it), resets, updates, claims (which need the row).
+may take it), updates, claims (which need the row).
 
 The guards, each in the WHERE of its statement:
 
@@ -90,15 +91,15 @@ UPGRADES = {
 # --- one group ---
 
 TRIGGER = """
-    CREATE TEMP VIEW groups (ends, inserts, resets, updates, claims, owner, now)
-        AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL;
+    CREATE TEMP VIEW groups (ends, inserts, updates, claims, owner, now)
+        AS SELECT NULL, NULL, NULL, NULL, NULL, NULL;
     CREATE TEMP TRIGGER write_group INSTEAD OF INSERT ON groups BEGIN
         UPDATE runs SET
             status = json_extract(e.value, '$.status'),
             due_at = json_extract(e.value, '$.due_at'),
             wait_seconds = json_extract(e.value, '$.wait_seconds'),
             finished_at = json_extract(e.value, '$.finished_at'),
-            errors = json_extract(e.value, '$.errors'),
+            errors = coalesce(json_extract(e.value, '$.errors'), errors),
             return_value = json_extract(e.value, '$.return_value'),
             owner = NULL
             FROM json_each(NEW.ends) AS e
@@ -120,10 +121,6 @@ TRIGGER = """
                 WHERE name = json_extract(e.value, '$.name') AND key = json_extract(e.value, '$.key')
                 AND key IS NOT NULL AND finished_at IS NULL), NULL, json_extract(e.value, '$.key'))
             FROM json_each(NEW.inserts) AS e;
-        UPDATE OR IGNORE runs SET status = 'READY', finished_at = NULL, return_value = NULL, batch = NULL,
-            attempts = 0, uncounted_attempts = 0, crashes = 0
-            FROM json_each(NEW.resets) AS e
-            WHERE row = e.value AND status = 'FAILED';
         UPDATE runs SET
             batch = json_extract(e.value, '$.batch'),
             status = json_extract(e.value, '$.status'),
@@ -138,7 +135,7 @@ TRIGGER = """
             WHERE row = e.value AND owner IS NULL AND finished_at IS NULL;
     END;
 """
-WRITE_GROUP = "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?)"
+WRITE_GROUP = "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?)"
 GRANTED = "SELECT row FROM runs WHERE row IN (SELECT value FROM json_each(?)) AND status = 'RUNNING'"
 
 # --- reading ---
@@ -171,7 +168,7 @@ REQUESTED = f"SELECT {COLUMNS} FROM runs INDEXED BY requested WHERE request IS N
 ANSWER = "UPDATE runs SET request = NULL, refusal = ? WHERE row = ?"
 CANCEL_PENDING = """UPDATE runs SET status = 'CANCELLED', finished_at = ?, due_at = NULL
     WHERE row = ? AND status IN ('HELD', 'READY', 'WAITING')"""
-RESET_FAILED = """UPDATE runs SET status = 'READY', finished_at = NULL, return_value = NULL, batch = NULL,
+RESET_FAILED = """UPDATE OR IGNORE runs SET status = 'READY', finished_at = NULL, return_value = NULL, batch = NULL,
     attempts = 0, uncounted_attempts = 0, crashes = 0 WHERE row = ? AND status = 'FAILED'"""
 KEY_IS_TAKEN = "SELECT 1 FROM runs WHERE name = ? AND key = ? AND key IS NOT NULL AND finished_at IS NULL"
 
