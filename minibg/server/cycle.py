@@ -40,6 +40,7 @@ import asyncio
 import logging
 from enum import StrEnum
 from http import HTTPStatus
+from traceback import clear_frames
 from typing import Protocol
 
 from minibg.asgi import ClientDisconnected, Message, Scope
@@ -102,6 +103,19 @@ NEXT_STAGES: dict[Stage, frozenset[Stage]] = {
     Stage.SENT: frozenset(),
     Stage.GONE: frozenset(),
 }
+
+
+class Presence(StrEnum):
+    """Whether the client is there, as far as the server and the application know."""
+
+    #: It can still send.
+    HERE = "here"
+    #: It has closed its sending half. Whether it still reads is not known.
+    LEFT = "left"
+    #: The application has received "http.disconnect".
+    TOLD = "told"
+
+
 #: Nothing has been written, so the server can still answer in place of the application.
 UNANSWERED = (Stage.WAITING, Stage.STARTED)
 #: Nothing more will be written.
@@ -127,6 +141,7 @@ class Cycle:
         self.request = request
         self.scope = scope
         self.stage = Stage.WAITING
+        self._client = Presence.HERE
         #: The status in the access line. 499 is nginx' number for a response that never began.
         self._status = 499
         #: Bytes of the response written so far, its head included.
@@ -159,9 +174,9 @@ class Cycle:
             await service.app(self.scope, self.receive, self.send)
             if self.stage is not Stage.SENT:
                 self._returned(None)
-        except (GeneratorExit, KeyboardInterrupt):  # The loop goes down, which is not the application's doing.
-            raise
-        except BaseException as error:  # noqa: BLE001 - no application ends the server, SystemExit included
+        except BaseException as error:  # No application ends the server, by SystemExit or KeyboardInterrupt neither.
+            if asyncio.current_task(service.loop) is not self._task:
+                raise  # GeneratorExit: the loop has ended, and the coroutine is closed.
             self._returned(error)
         if self._task is not None:
             service.requests.discard(self._task)
@@ -169,28 +184,31 @@ class Cycle:
 
     def _returned(self, error: BaseException | None) -> None:
         """Finish the response that the application has not finished, and log the fault once."""
-        stage, stopping = self.stage, self._service.stopping.is_set()
-        if stage in UNANSWERED:
+        stage, level = self.stage, self._fault(error)
+        if stage in UNANSWERED and (level == logging.ERROR or self._client is not Presence.TOLD):
             self._connection.refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
-        elif stage is Stage.STREAMING:
+        elif stage in UNANSWERED or stage is Stage.STREAMING:
             self._connection.reset()
-        elif error is None:  # The response is whole, or its client has gone.
-            return
+        if level:
+            line, how = "%s %r: the application %s while its response was %s", "failed" if error else "returned"
+            logger.log(level, line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)
+
+    def _fault(self, error: BaseException | None) -> int:
+        """Return the level at which the end of the application is logged; 0 if there is nothing to tell."""
         # The end of the client is no fault, nor is the cancellation by a stop, which has a line of its own.
-        if isinstance(error, ClientDisconnected) or (stopping and isinstance(error, asyncio.CancelledError)):
-            return
-        # Starlette has an exception of its own for the client's end, which is known here by its name. Its context
-        # would not do: that of a fault in the clean-up after ClientDisconnected is the same.
-        quiet = stage is Stage.GONE and type(error).__name__ == "ClientDisconnect"
-        logger.log(
-            logging.DEBUG if quiet else logging.ERROR,
-            "%s %r: the application %s while its response was %s",
-            self.scope["method"],
-            self.scope["path"],
-            "failed" if error else "returned",
-            stage,
-            exc_info=error,
-        )
+        if isinstance(error, ClientDisconnected):
+            # Frameworks' frames refer to their exception and it to them. Cleared, they free the generator of a stream
+            # now, and its clean-up does not wait for the garbage collector.
+            clear_frames(error.__traceback__)
+            return 0
+        if self._service.stopping.is_set() and isinstance(error, asyncio.CancelledError):
+            return 0
+        knows = self.stage is Stage.GONE or self._client is Presence.TOLD
+        if error is None:
+            return 0 if knows or self.stage is Stage.WRITTEN else logging.ERROR
+        # Starlette's own exception for the client's end is known here by its name. Its context would not do: that of a
+        # fault in the clean-up after ClientDisconnected is the same.
+        return logging.DEBUG if knows and type(error).__name__ == "ClientDisconnect" else logging.ERROR
 
     # --- the stage ---
 
@@ -236,6 +254,9 @@ class Cycle:
                 self._delivered = self._complete
                 self._connection.body_taken()
                 return {"type": "http.request", "body": body, "more_body": not self._complete}
+            if self._client is not Presence.HERE:
+                self._client = Presence.TOLD
+                break
             if self.continue_due and self.stage in UNANSWERED:  # RFC 9110 §10.1.1
                 self.continue_due = False
                 self._connection.write(CONTINUE)
@@ -249,6 +270,12 @@ class Cycle:
         self.continue_due = False  # The client did not wait.
         self.wake()
         return len(self._arrived)
+
+    def disconnect(self) -> None:
+        """Note that the client has closed its sending half. It may still read, so the response goes on."""
+        if self._client is Presence.HERE:
+            self._client = Presence.LEFT
+            self.wake()
 
     # --- send ---
 

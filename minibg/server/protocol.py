@@ -74,6 +74,8 @@ BUFFER = 64 * 1024
 DISCARD = 256 * 1024
 #: Seconds that the client has to close its half. nginx' lingering_timeout is 5 for each piece; here the answer has left.
 LINGER = 2.0
+#: The header of a 503: nothing is known of the moment at which there will be room.
+RETRY_LATER = [(b"retry-after", b"1")]
 #: Empty lines before a request.
 _BLANK = re.compile(rb"\A(?:\r\n)+")
 #: SO_LINGER with zero seconds: close sends a reset.
@@ -102,8 +104,10 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, peer: Any = None) -> None:
+        """``peer`` is the address that was accepted. A transport may not know it: the client may have gone again."""
         self.service = service
+        self._peer = peer
         self.phase = Phase.IDLE
         #: The kernel has not yet taken all that was written.
         self.paused = False
@@ -129,22 +133,17 @@ class Connection(asyncio.Protocol):
         tls = transport.get_extra_info("sslcontext") is not None
         # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume when empty.
         transport.set_write_buffer_limits(high=1 if tls else 0, low=0)
-        peer, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        peer, here = self._peer or transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         name = (here[0], here[1]) if isinstance(here, tuple) else (here, None)
         self._scope = {"type": "http", "scheme": "https" if tls else "http", "client": client, "server": name}
         self._scope["root_path"] = service.root_path
         service.connections.add(self)
         self._read_deadline.set(service.limits.header_timeout)
-        # A refused connection lingers until its answer has arrived. It does not count as open, so it keeps no client
-        # out; there may be as many of them again.
-        limit, refused = service.limits.max_connections, service.refused
-        if service.stopping.is_set() or len(service.connections) - len(refused) > limit:
-            refused.add(self)
-            if service.stopping.is_set() or len(refused) > limit:
-                transport.abort()
-            else:
-                self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, [(b"retry-after", b"1")])
+        if service.stopping.is_set():
+            transport.abort()
+        elif not service.admit(self):
+            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, RETRY_LATER)
 
     def data_received(self, data: bytes) -> None:
         """Read the bytes as the phase asks."""
@@ -159,11 +158,14 @@ class Connection(asyncio.Protocol):
                 self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Note that the client has closed its sending half. Return True to keep the other half open."""
+        """Tell the application that the client has closed its half. Return True to keep the other open."""
         self._half_closed = True
+        self.service.leave(self)
         if self.phase in (Phase.HEAD, Phase.BODY):  # RFC 9112 §8: an incomplete request.
             self._break_off(HTTPStatus.BAD_REQUEST)
-        elif self.phase is not Phase.RESPONSE:
+        elif self._cycle is not None:
+            self._cycle.disconnect()
+        else:
             self.transport.close()
         return self.transport.can_write_eof()  # TLS cannot stay half open, and warns.
 
@@ -186,7 +188,7 @@ class Connection(asyncio.Protocol):
         """Tell the application and the service that the client has gone."""
         self.phase = Phase.CLOSING
         self.service.connections.discard(self)
-        self.service.refused.discard(self)
+        self.service.leave(self)
         self._end_cycle(Stage.GONE)
         self.service.check_empty()
 
@@ -206,6 +208,7 @@ class Connection(asyncio.Protocol):
             check_beginning(data, self.service.limits)
             if data and self.phase is Phase.IDLE:
                 self.phase = Phase.HEAD
+                self.service.idle.pop(self, None)
                 self._read_deadline.set(self.service.limits.header_timeout)
         except Refused as refused:
             logger.debug("refused with %d: %s", refused.status, refused)
@@ -214,6 +217,8 @@ class Connection(asyncio.Protocol):
     def _begin(self, head: bytes, rest: bytes) -> None:
         """Start the cycle of one request; ``rest`` are the bytes behind its head. Raises `Refused`."""
         service = self.service
+        if len(service.requests) >= service.limits.max_requests_in_progress:
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests in progress", RETRY_LATER)
         request = read_head(head, service.limits)
         arrived, complete = b"", True
         if request.length != 0:
@@ -222,10 +227,13 @@ class Connection(asyncio.Protocol):
         scope = service.scope_of(request, self._scope)
         self._pending = rest
         self._cycle = Cycle(self, service, request, scope, arrived=arrived, complete=complete)
+        service.idle.pop(self, None)
         self.phase = Phase.RESPONSE
         self._read_deadline.clear()
         if not complete:
             self._expect_body(Phase.BODY)
+        elif self._half_closed:
+            self._cycle.disconnect()
         self._cycle.start()
 
     # --- bodies ---
@@ -304,7 +312,10 @@ class Connection(asyncio.Protocol):
                 self._break_off(HTTPStatus.BAD_REQUEST)
             elif self.phase is Phase.IDLE:
                 self._close()
-        elif not self.transport.is_reading() and len(self._pending) <= BUFFER:
+            return
+        if self.phase is Phase.IDLE:
+            self.service.idle[self] = None
+        if not self.transport.is_reading() and len(self._pending) <= BUFFER:
             self.transport.resume_reading()
 
     def _end_cycle(self, stage: Stage) -> None:
@@ -354,11 +365,12 @@ class Connection(asyncio.Protocol):
         """Begin no further request; close if none has begun."""
         self._last_request = True
         if self.phase in (Phase.IDLE, Phase.HEAD):
-            self.transport.close()
+            self._hang_up()
 
     def _close(self) -> None:
         """Close the sending half; `eof_received` or the deadline closes the rest."""
         self.phase, self._pending = Phase.CLOSING, b""
+        self.service.leave(self)
         self._read_deadline.set(LINGER)
         if self._half_closed or self.transport.is_closing() or not self.transport.can_write_eof():
             # Not at once: asyncio calls connection_lost twice if a transport is closed within resume_writing.
@@ -367,6 +379,13 @@ class Connection(asyncio.Protocol):
             with suppress(OSError):  # A reset has arrived that asyncio has not read yet; it reads it next.
                 self.transport.write_eof()
             self.transport.resume_reading()
+
+    def _hang_up(self) -> None:
+        """Close both halves: nothing was asked, so no answer can be lost."""
+        self.service.leave(self)
+        self.transport.close()
+        if self._scope["scheme"] == "https":  # The farewell of TLS is on its way, and would wait 30 s for its answer.
+            self.transport.abort()
 
     # --- deadlines ---
 
@@ -379,28 +398,35 @@ class Connection(asyncio.Protocol):
                 return
         if self._read_deadline.has_passed():
             self._end_reading()
-        if self._half_closed and self.phase is Phase.RESPONSE and self._is_gone():
-            self.reset()
+        if self._cycle is not None and (self._half_closed or not self.transport.is_reading()):
+            self._ask_the_kernel()
 
     def _end_reading(self) -> None:
         """Act on the passed deadline for reading."""
         if self.phase is Phase.CLOSING:
             self.transport.abort()
         elif self.phase is Phase.IDLE:
-            self.transport.close()
+            self._hang_up()
         elif self.phase is Phase.HEAD or not self._read_deadline.renew(
             self.service.limits.body_timeout, self._body_read
         ):
             self._break_off(HTTPStatus.REQUEST_TIMEOUT)
 
-    def _is_gone(self) -> bool:
-        """Return whether a half-closed client has closed the other half too: poll(2) reports it unasked.
+    def _ask_the_kernel(self) -> None:
+        """See the end of a client whose bytes are not read, or are all read: poll(2) reports it unasked.
 
-        A Unix socket knows at once. Over TCP it takes a probe that is answered with a reset (`minibg.server.listen`): about
-        a minute, in which an application that waits for "http.disconnect" and sends nothing keeps waiting.
+        POLLRDHUP means that the client has closed its half, POLLHUP and POLLERR that it has closed both
+        or has reset the connection. Of a client that closed both at once the kernel learns only when
+        something is written, or when a probe is answered with a reset (`minibg.server.listen`).
         """
-        if not hasattr(select, "poll"):  # pragma: no cover - on Windows the next write finds it out
-            return False
+        if not hasattr(select, "POLLRDHUP"):  # pragma: no cover - elsewhere than on Linux the next write finds it out
+            return
         poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
-        return bool(poll.poll(0))
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        events = sum(event for _, event in poll.poll(0))
+        if events & (select.POLLHUP | select.POLLERR):
+            self.reset()
+        elif events:
+            self.service.leave(self)
+            if self._cycle is not None and self.phase is Phase.RESPONSE:  # In BODY more of the body is unread.
+                self._cycle.disconnect()

@@ -10,10 +10,27 @@ to compare two numbers a second for each connection costs a hundredth of that. T
 precision: a deadline is never early, and it is up to two ticks late. Limits below two seconds make
 the tick shorter, so that they keep their meaning.
 
+**Time that the server lost is not the client's.** A tick that comes more than one interval late says
+that the process was paused, or its event loop blocked. The clock of the deadlines stood still in the
+meantime, so no client is ended for the time in which the server could not read its bytes.
+
 **The context.** Every request starts in a copy of the context in which the server was started.
 Without it a request that starts inside another one's ``send`` (the next of a pipeline), or in a
 callback that the other one has registered, would see the other one's context variables (CPython
 issue 140947; uvicorn has a flag for it).
+
+**Room.** A connection counts against ``max_connections`` as long as its client can send a request.
+The client that has closed its half counts no more, nor does the connection that the server is
+closing; both are bounded, the one by the requests in progress, the other by seconds. When there is no
+room, the connection that has been idle longest is closed in favour of the new one; when none is
+idle, the new one gets a 503.
+
+**The version of ASGI** that the scope names is 2.3, and the choice is about streams. Starlette and
+FastAPI read it: from 2.4 on, their streaming responses learn of the client's end only from a ``send``
+that raises, and a stream that waits for its next event does not send. Below 2.4 they listen for
+"http.disconnect" beside the stream and cancel it. So with "2.5" an idle stream outlived its client
+for ever, and with "2.3" it ends at once. ``send`` raises `ClientDisconnected` all the same, as 2.4
+asks: an application that knows the newer rule gets it, and no application relies on silence.
 
 A `Deadline` is one moment on this clock. It is absolute: a single byte does not renew it, or a
 client that sends one byte a second would keep its connection for ever. `PROGRESS` bytes renew it.
@@ -24,6 +41,8 @@ stop, and server and connection would import each other.
 
 import asyncio
 import contextvars
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -65,35 +84,81 @@ class Service:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     #: Each request runs in a copy of it.
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    #: Set when the stop begins. In the scope it is the extension "minibg.stopping".
+    #: Set when the stop begins. In the scope it is ``extensions["minibg.stopping"]["event"]``.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    #: All open connections.
     connections: set[Connected] = field(default_factory=set)
-    #: The connections that were one too many. They linger until their 503 has arrived.
-    refused: set[Connected] = field(default_factory=set)
+    #: Those of them that count: their clients can still send a request.
+    clients: set[Connected] = field(default_factory=set)
+    #: Those of them that are idle, the longest idle first.
+    idle: dict[Connected, None] = field(default_factory=dict)
     #: The applications at work, those included whose response has left.
     requests: set[asyncio.Task[None]] = field(default_factory=set)
     #: Set during the stop when there are neither connections nor requests any more.
     empty: asyncio.Event = field(default_factory=asyncio.Event)
     #: The Date line of the current second (RFC 9110 §5.6.7).
     date: bytes = field(default=b"", init=False)
-    #: The clock of the deadlines, as of the last tick.
+    #: The clock of the deadlines, as of the last tick, and the loop's time at that moment.
     now: float = field(default=0.0, init=False)
+    _ticked_at: float = field(default=0.0, init=False)
     #: Seconds between two ticks.
     interval: float = field(default=1.0, init=False)
+    #: The limit, or what the process's descriptors allow: a quarter of them is left to the application.
+    max_connections: int = field(default=0, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         limits = self.limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
         self.interval = min(1.0, shortest / 2)
+        self._ticked_at = self.loop.time()
+        self.max_connections = min(limits.max_connections, descriptor_limit() * 3 // 4)
 
     def tick(self) -> None:
         """Set the clock and the date, let every connection look at its deadlines, and come back."""
         self._timer = self.loop.call_later(self.interval, self.tick)
-        self.now = self.loop.time()
+        before, self._ticked_at = self._ticked_at, self.loop.time()
+        passed = self._ticked_at - before
+        if passed < 2 * self.interval:  # Otherwise the server itself has lost the time.
+            self.now += passed
         self.date = formatdate(usegmt=True).encode()
         for connection in tuple(self.connections):
             connection.check_deadlines()
+
+    def close(self) -> None:
+        """End the tick."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # --- room for connections ---
+
+    def admit(self, connection: Connected) -> bool:
+        """Count a new connection, if there is room or an idle one can make room. Return whether it counts."""
+        if len(self.clients) >= self.max_connections and not self.close_idle():
+            return False
+        self.clients.add(connection)
+        self.idle[connection] = None
+        return True
+
+    def close_idle(self) -> bool:
+        """Close the connection that has been idle longest. Return whether there was one."""
+        connection = next(iter(self.idle), None)
+        if connection is None:
+            return False
+        self.leave(connection)
+        connection.shutdown()
+        return True
+
+    def leave(self, connection: Connected) -> None:
+        """Count a connection no more: it gets no further request."""
+        self.clients.discard(connection)
+        self.idle.pop(connection, None)
+
+    def is_full(self) -> bool:
+        """Return whether not even a 503 can be given, because as many connections as may be are closing."""
+        return len(self.connections) >= 2 * self.max_connections + self.limits.max_requests_in_progress
+
+    # --- requests ---
 
     def scope_of(self, request: Request, constant: dict[str, Any]) -> dict[str, Any]:
         """Return the whole scope of a request; ``constant`` is the connection's part.
@@ -101,19 +166,14 @@ class Service:
         Raises `Refused` for a URI whose scheme is not that of its connection.
         """
         scope = scope_of(request, constant)
-        scope["asgi"] = {"version": "3.0", "spec_version": "2.5"}
+        scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
         scope["state"] = self.state.copy()
-        scope["extensions"] = {"minibg.stopping": self.stopping}
+        scope["extensions"] = {"minibg.stopping": {"event": self.stopping}}
         if self.trusted:
             scope["client"], scope["scheme"] = self.trusted.client_and_scheme(scope)
         if scope["scheme"] == "http" and request.target[:6].lower() == b"https:":  # RFC 9110 §7.4
             raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "https over a plain connection")
         return scope
-
-    def close(self) -> None:
-        """End the tick."""
-        if self._timer is not None:
-            self._timer.cancel()
 
     def check_empty(self) -> None:
         """Set ``empty`` if nothing is open; called when a connection or an application has ended."""
@@ -155,3 +215,23 @@ class Deadline:
             return False
         self.set(seconds, position)
         return True
+
+
+def descriptor_limit() -> int:
+    """Return how many descriptors the process may open: its soft limit of RLIMIT_NOFILE."""
+    try:
+        import resource  # noqa: PLC0415 - it does not exist on Windows.
+    except ImportError:  # pragma: no cover
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of the process's descriptors to the hard one, which needs no permission."""
+    # Windows has no such limit; macOS has a hard limit that it does not grant.
+    with suppress(ImportError, ValueError, OSError):
+        import resource  # noqa: PLC0415
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

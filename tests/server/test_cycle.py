@@ -338,10 +338,70 @@ async def test_the_cancellation_by_a_stop_is_no_fault_of_the_application(caplog:
     assert errors(caplog) == []
 
 
-def test_a_keyboard_interrupt_is_not_swallowed() -> None:
-    async def interrupted() -> None:
-        connection = Wireless(sending(error=KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            connection.cycle.run().send(None)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit(), SystemExit(3)], ids=repr)
+async def test_no_exception_of_the_application_ends_the_server(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await Wireless(sending(error=error)).run() == [500]
+    assert errors(caplog) == [f"GET '/': the application failed {WAITING}"]
 
-    asyncio.run(interrupted())
+
+async def test_a_cycle_that_is_closed_with_its_loop_asks_for_nothing() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    connection = Wireless(app)
+    run = connection.cycle.run()
+    run.send(None)
+    run.close()
+    assert connection.calls == []
+
+
+# --- clients that leave ---
+
+
+async def test_the_disconnect_comes_after_the_body_and_the_response_still_leaves() -> None:
+    seen: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend([await receive() for _ in range(3)])
+        await respond(send, b"last")
+
+    connection = Wireless(app, arrived=b"hi")
+    connection.cycle.disconnect()
+    assert await connection.run() == ["body taken", WHOLE, "response taken"]
+    assert seen == [{"type": "http.request", "body": b"hi", "more_body": False}, END, END]
+
+
+async def test_a_receive_that_waits_ends_with_the_client() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        asyncio.get_running_loop().call_soon(connection.cycle.disconnect)
+        assert await receive() == END
+        await respond(send, b"last")
+
+    connection = Wireless(app)
+    assert await connection.run() == ["body taken", WHOLE, "response taken"]
+
+
+@pytest.mark.parametrize("error", [None, ClientDisconnected("x")], ids=repr)
+@pytest.mark.parametrize("sent", [[], [START], [START, MORE]], ids=["waiting", "started", "streaming"])
+async def test_an_application_that_leaves_with_its_client_is_no_error(
+    sent: list[Message], error: BaseException | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        assert await receive() == END
+        await sending(*sent, error=error)(scope, receive, send)
+
+    connection = Wireless(app)
+    connection.cycle.disconnect()
+    assert [call for call in await connection.run() if not isinstance(call, bytes)] == ["body taken", "reset"]
+    assert errors(caplog) == []
+
+
+async def test_an_application_that_was_not_told_answers_for_its_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    connection = Wireless(sending())
+    connection.cycle.disconnect()
+    assert await connection.run() == [500]
+    assert errors(caplog) == [f"GET '/': the application returned {WAITING}"]

@@ -188,7 +188,7 @@ async def test_an_application_that_swallows_its_cancellation_is_left_behind(
 async def test_the_end_of_the_server_can_be_seen_by_a_stream() -> None:
     @without_lifespan
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        stopping = scope["extensions"]["minibg.stopping"]
+        stopping = scope["extensions"]["minibg.stopping"]["event"]
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body", "body": b"tick", "more_body": True})
         assert not stopping.is_set()
