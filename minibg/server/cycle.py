@@ -46,7 +46,7 @@ from typing import Protocol
 from minibg.asgi import ClientDisconnected, Message, Scope
 from minibg.log import SafeLogger
 from minibg.server import access
-from minibg.server.head import Request
+from minibg.server.head import RequestHead
 from minibg.server.service import Service
 from minibg.server.writer import CONTINUE, Fields, Framing, chunk, response_head
 
@@ -129,7 +129,7 @@ class Cycle:
         self,
         connection: Conversation,
         service: Service,
-        request: Request,
+        request: RequestHead,
         scope: Scope,
         *,
         arrived: bytes = b"",

@@ -32,8 +32,9 @@ import errno
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 #: Seconds of silence after which the kernel probes a connection. Linux keeps a connection that its
@@ -114,5 +115,21 @@ def tls_context(certfile: str, keyfile: str | None, password: str | None) -> ssl
     return context
 
 
-# The former name, for the files that still use it.
-naming = oserrors_about
+def descriptor_limit() -> int:
+    """Return how many descriptors the process may open: its soft limit of RLIMIT_NOFILE."""
+    try:
+        import resource  # noqa: PLC0415 - it does not exist on Windows.
+    except ImportError:  # pragma: no cover
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of the process's descriptors to the hard one, which needs no permission."""
+    # Windows has no such limit; macOS has a hard limit that it does not grant.
+    with suppress(ImportError, ValueError, OSError):
+        import resource  # noqa: PLC0415
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

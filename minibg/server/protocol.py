@@ -62,9 +62,9 @@ from minibg.log import SafeLogger
 from minibg.server import access
 from minibg.server.body import Body
 from minibg.server.cycle import UNANSWERED, Cycle, Stage
-from minibg.server.head import Refused, check_beginning, read_head
+from minibg.server.head import RequestRefused, check_beginning, read_head
 from minibg.server.service import Deadline, Service
-from minibg.server.writer import UNREAD, Fields, plain_response
+from minibg.server.writer import NO_REQUEST, Fields, plain_response
 
 logger = SafeLogger("minibg.server")
 
@@ -210,15 +210,15 @@ class Connection(asyncio.Protocol):
                 self.phase = Phase.HEAD
                 self.service.idle.pop(self, None)
                 self._read_deadline.set(self.service.limits.header_timeout)
-        except Refused as refused:
+        except RequestRefused as refused:
             logger.debug("refused with %d: %s", refused.status, refused)
             self.refuse(refused.status, refused.headers)
 
     def _begin(self, head: bytes, rest: bytes) -> None:
-        """Start the cycle of one request; ``rest`` are the bytes behind its head. Raises `Refused`."""
+        """Start the cycle of one request; ``rest`` are the bytes behind its head. Raises `RequestRefused`."""
         service = self.service
         if len(service.requests) >= service.limits.max_requests_in_progress:
-            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests in progress", RETRY_LATER)
+            raise RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests in progress", RETRY_LATER)
         request = read_head(head, service.limits)
         arrived, complete = b"", True
         if request.length != 0:
@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
         body, cycle = self._body, self._cycle
         try:
             decoded = body.feed(data)
-        except Refused as refused:
+        except RequestRefused as refused:
             self._break_off(refused.status)
             return
         self._body_read += len(data)
@@ -343,7 +343,7 @@ class Connection(asyncio.Protocol):
         service = self.service
         cycle, self._cycle = self._cycle, None
         # HEAD gets no content, also where the head was not read to its end.
-        request = cycle.request if cycle else UNREAD._replace(method=self._pending.partition(b" ")[0])
+        request = cycle.request if cycle else NO_REQUEST._replace(method=self._pending.partition(b" ")[0])
         answer = plain_response(status, service.date, request, headers)
         if cycle is not None:
             cycle.refused(status, len(answer))

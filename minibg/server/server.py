@@ -50,10 +50,10 @@ from typing import Any, Self
 
 from minibg.asgi import ASGIApp
 from minibg.log import SafeLogger
-from minibg.server.forwarded import Trust
+from minibg.server.forwarded import TrustedProxies
 from minibg.server.lifespan import CANCEL_GRACE, Lifespan
 from minibg.server.limits import Limits
-from minibg.server.listen import bind_tcp, bind_unix, naming, tls_context
+from minibg.server.listen import bind_tcp, bind_unix, oserrors_about, tls_context
 from minibg.server.protocol import LINGER, Connection
 from minibg.server.service import Service
 
@@ -98,7 +98,7 @@ class Server:
     addresses: list[tuple[str, int] | str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self._trusted = Trust(self.forwarded_allow_ips)
+        self._trusted = TrustedProxies(self.forwarded_allow_ips)
         self._lifespan_state: dict[str, Any] = {}
         self._lifespan = Lifespan(self.app, self._lifespan_state, self.addresses)
         self._service: Service | None = None
@@ -139,7 +139,7 @@ class Server:
             service = self._service = self._new_service()
             service.tick()
             for sock, address in zip(sockets, self._names(), strict=True):
-                with naming(address):  # Another process may have listened a moment earlier.
+                with oserrors_about(address):  # Another process may have listened a moment earlier.
                     sock.listen(BACKLOG)
                 sock.setblocking(False)
                 self._accepting[service.loop.create_task(self._accept(sock, tls, service))] = sock
@@ -168,7 +168,7 @@ class Server:
 
     def _bind(self) -> list[socket.socket]:
         if self.fd is not None:
-            with naming(f"fd {self.fd}"):
+            with oserrors_about(f"fd {self.fd}"):
                 sockets = [socket.socket(fileno=self.fd)]
         elif self.uds is not None:
             sockets = [bind_unix(self.uds, self.uds_permissions)]
@@ -227,8 +227,10 @@ class Server:
         await asyncio.shield(self._stop)
 
     def hurry(self) -> None:
-        """Give up the phase that is being waited for."""
+        """Give up what is being waited for: a phase of the stop, or the application's startup."""
         self._hurried.set()
+        if self._service is None:
+            self._lifespan.hurry()
 
     async def _stop_in_phases(self) -> None:
         if self._service is None:

@@ -41,8 +41,6 @@ stop, and server and connection would import each other.
 
 import asyncio
 import contextvars
-import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -50,9 +48,10 @@ from math import inf
 from typing import Any, Protocol
 
 from minibg.asgi import ASGIApp
-from minibg.server.forwarded import Trust
-from minibg.server.head import Refused, Request, scope_of
+from minibg.server.forwarded import TrustedProxies
+from minibg.server.head import RequestHead, RequestRefused, scope_of
 from minibg.server.limits import PROGRESS, Limits
+from minibg.server.listen import descriptor_limit
 
 
 class Connected(Protocol):
@@ -75,7 +74,7 @@ class Service:
     app: ASGIApp
     limits: Limits
     #: The proxies whose X-Forwarded headers are believed.
-    trusted: Trust
+    trusted: TrustedProxies
     #: The path under which a proxy has mounted the application.
     root_path: str
     access_log: bool
@@ -160,10 +159,10 @@ class Service:
 
     # --- requests ---
 
-    def scope_of(self, request: Request, constant: dict[str, Any]) -> dict[str, Any]:
+    def scope_of(self, request: RequestHead, constant: dict[str, Any]) -> dict[str, Any]:
         """Return the whole scope of a request; ``constant`` is the connection's part.
 
-        Raises `Refused` for a URI whose scheme is not that of its connection.
+        Raises `RequestRefused` for a URI whose scheme is not that of its connection.
         """
         scope = scope_of(request, constant)
         scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
@@ -172,7 +171,7 @@ class Service:
         if self.trusted:
             scope["client"], scope["scheme"] = self.trusted.client_and_scheme(scope)
         if scope["scheme"] == "http" and request.target[:6].lower() == b"https:":  # RFC 9110 §7.4
-            raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "https over a plain connection")
+            raise RequestRefused(HTTPStatus.MISDIRECTED_REQUEST, "https over a plain connection")
         return scope
 
     def check_empty(self) -> None:
@@ -215,23 +214,3 @@ class Deadline:
             return False
         self.set(seconds, position)
         return True
-
-
-def descriptor_limit() -> int:
-    """Return how many descriptors the process may open: its soft limit of RLIMIT_NOFILE."""
-    try:
-        import resource  # noqa: PLC0415 - it does not exist on Windows.
-    except ImportError:  # pragma: no cover
-        return sys.maxsize
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
-
-
-def raise_descriptor_limit() -> None:
-    """Raise the soft limit of the process's descriptors to the hard one, which needs no permission."""
-    # Windows has no such limit; macOS has a hard limit that it does not grant.
-    with suppress(ImportError, ValueError, OSError):
-        import resource  # noqa: PLC0415
-
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -10,11 +10,11 @@ import pytest
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
 from minibg.server.cycle import NEXT_STAGES, Conversation, Cycle, Stage
-from minibg.server.forwarded import Trust
-from minibg.server.head import Request
+from minibg.server.forwarded import TrustedProxies
+from minibg.server.head import RequestHead
 from minibg.server.limits import Limits
 from minibg.server.service import Service
-from minibg.server.writer import UNREAD
+from minibg.server.writer import NO_REQUEST
 from tests.server.wire import read_body, respond
 
 START: Message = {"type": "http.response.start", "status": 200}
@@ -22,7 +22,7 @@ MORE: Message = {"type": "http.response.body", "body": b"part", "more_body": Tru
 LAST: Message = {"type": "http.response.body", "body": b"last"}
 END: Message = {"type": "http.disconnect"}
 
-GET = UNREAD._replace(method=b"GET", target=b"/", keep_alive=True)
+GET = NO_REQUEST._replace(method=b"GET", target=b"/", keep_alive=True)
 #: What the server adds to a head.
 OWN = b"date: D\r\nserver: minibg\r\n"
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n" + OWN + b"\r\nlast"
@@ -32,7 +32,9 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n" + OWN + b"\r\n"
 class Wireless:
     """A connection without a socket. It does at once what a cycle asks of it, and remembers the order."""
 
-    def __init__(self, app: ASGIApp, request: Request = GET, *, arrived: bytes = b"", complete: bool = True) -> None:
+    def __init__(
+        self, app: ASGIApp, request: RequestHead = GET, *, arrived: bytes = b"", complete: bool = True
+    ) -> None:
         self.paused = False
         #: The connection ends after the response.
         self.closes = False
@@ -41,7 +43,9 @@ class Wireless:
         #: The kernel takes nothing until `take` is called.
         self.slow = False
         self.calls: list[Any] = []
-        self.service = Service(app=app, limits=Limits(), trusted=Trust(), root_path="", access_log=False, state={})
+        self.service = Service(
+            app=app, limits=Limits(), trusted=TrustedProxies(), root_path="", access_log=False, state={}
+        )
         self.service.date = b"D"
         scope = {"type": "http", "method": "GET", "path": "/", "client": None}
         conversation: Conversation = self

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from minibg.server.forwarded import Trust
+from minibg.server.forwarded import TrustedProxies
 from minibg.server.limits import PROGRESS, Limits
 from minibg.server.service import Deadline, Service
 from tests.server.wire import echo
@@ -43,7 +43,7 @@ class Watched:
 
 
 def service_of(loop: Any, **limits: Any) -> Service:
-    settings: dict[str, Any] = {"trusted": Trust(), "root_path": "", "access_log": False, "state": {}}
+    settings: dict[str, Any] = {"trusted": TrustedProxies(), "root_path": "", "access_log": False, "state": {}}
     return Service(app=echo, limits=Limits(**limits), loop=loop, **settings)
 
 
