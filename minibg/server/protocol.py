@@ -50,9 +50,6 @@ hide the moment at which the bytes have left.
 
 import asyncio
 import re
-import select
-import socket
-import struct
 from contextlib import suppress
 from enum import Enum
 from http import HTTPStatus
@@ -63,6 +60,7 @@ from minibg.server import access
 from minibg.server.body import Body
 from minibg.server.cycle import UNANSWERED, Cycle, Stage
 from minibg.server.head import RequestRefused, check_beginning, read_head
+from minibg.server.listen import Peer, presence_of_peer, reset_when_closed
 from minibg.server.service import Deadline, Service
 from minibg.server.writer import NO_REQUEST, Fields, plain_response
 
@@ -78,8 +76,6 @@ LINGER = 2.0
 RETRY_LATER = [(b"retry-after", b"1")]
 #: Empty lines before a request.
 _BLANK = re.compile(rb"\A(?:\r\n)+")
-#: SO_LINGER with zero seconds: close sends a reset.
-_RESET = struct.pack("ii", 1, 0)
 
 
 class Phase(Enum):
@@ -130,14 +126,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:  # uvloop's transports inherit from nothing of asyncio's.
         """Enter the client in the service, or refuse it."""
         self.transport, service = transport, self.service
-        tls = transport.get_extra_info("sslcontext") is not None
-        # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume when empty.
-        transport.set_write_buffer_limits(high=1 if tls else 0, low=0)
-        peer, here = self._peer or transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
-        name = (here[0], here[1]) if isinstance(here, tuple) else (here, None)
-        self._scope = {"type": "http", "scheme": "https" if tls else "http", "client": client, "server": name}
-        self._scope["root_path"] = service.root_path
+        self._scope = service.constant_scope(transport, self._peer)
+        # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume when
+        # empty.
+        transport.set_write_buffer_limits(high=1 if self._scope["scheme"] == "https" else 0, low=0)
         service.connections.add(self)
         self._read_deadline.set(service.limits.header_timeout)
         if service.stopping.is_set():
@@ -204,25 +196,25 @@ class Connection(asyncio.Protocol):
         try:
             if end >= 4:
                 self._begin(data[:end], data[end:])
-                return
-            check_beginning(data, self.service.limits)
-            if data and self.phase is Phase.IDLE:
-                self.phase = Phase.HEAD
-                self.service.idle.pop(self, None)
-                self._read_deadline.set(self.service.limits.header_timeout)
+            else:
+                check_beginning(data, self.service.limits)
+                if data and self.phase is Phase.IDLE:
+                    self.phase = Phase.HEAD
+                    self.service.idle.pop(self, None)
+                    self._read_deadline.set(self.service.limits.header_timeout)
         except RequestRefused as refused:
             logger.debug("refused with %d: %s", refused.status, refused)
             self.refuse(refused.status, refused.headers)
 
     def _begin(self, head: bytes, rest: bytes) -> None:
         """Start the cycle of one request; ``rest`` are the bytes behind its head. Raises `RequestRefused`."""
-        service = self.service
-        if len(service.requests) >= service.limits.max_requests_in_progress:
+        service, limits = self.service, self.service.limits
+        if len(service.requests) >= limits.max_requests_in_progress:
             raise RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests in progress", RETRY_LATER)
-        request = read_head(head, service.limits)
+        request = read_head(head, limits)
         arrived, complete = b"", True
         if request.length != 0:
-            body = self._body = Body(request.length, service.limits)
+            body = self._body = Body(request.length, limits)
             arrived, complete, rest = body.feed(rest), body.complete, body.rest
         scope = service.scope_of(request, self._scope)
         self._pending = rest
@@ -286,7 +278,8 @@ class Connection(asyncio.Protocol):
         cycle = self._cycle
         if cycle is None or self._last_request or not cycle.request.keep_alive:
             return True
-        # A client that was never told to continue may send its body next, or its next request: the two look alike.
+        # A client that was never told to continue may send its body next, or its next request: the two
+        # look alike.
         return self.phase is Phase.BODY and (cycle.continue_due or self._body.left > DISCARD)
 
     def response_taken(self) -> None:
@@ -355,9 +348,7 @@ class Connection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Reset the connection, so that the client cannot take the part that it has for the whole."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None:  # TLS forgets its socket before it reports that the connection is lost.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        reset_when_closed(self.transport.get_extra_info("socket"))
         self._end_cycle(Stage.GONE)
         self.transport.abort()
 
@@ -403,30 +394,20 @@ class Connection(asyncio.Protocol):
 
     def _end_reading(self) -> None:
         """Act on the passed deadline for reading."""
+        seconds = self.service.limits.body_timeout
         if self.phase is Phase.CLOSING:
             self.transport.abort()
         elif self.phase is Phase.IDLE:
             self._hang_up()
-        elif self.phase is Phase.HEAD or not self._read_deadline.renew(
-            self.service.limits.body_timeout, self._body_read
-        ):
+        elif self.phase is Phase.HEAD or not self._read_deadline.renew(seconds, self._body_read):
             self._break_off(HTTPStatus.REQUEST_TIMEOUT)
 
     def _ask_the_kernel(self) -> None:
-        """See the end of a client whose bytes are not read, or are all read: poll(2) reports it unasked.
-
-        POLLRDHUP means that the client has closed its half, POLLHUP and POLLERR that it has closed both
-        or has reset the connection. Of a client that closed both at once the kernel learns only when
-        something is written, or when a probe is answered with a reset (`minibg.server.listen`).
-        """
-        if not hasattr(select, "POLLRDHUP"):  # pragma: no cover - elsewhere than on Linux the next write finds it out
-            return
-        poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
-        events = sum(event for _, event in poll.poll(0))
-        if events & (select.POLLHUP | select.POLLERR):
+        """See the end of a client that no read reports: reading is paused, or the bytes have ended."""
+        peer = presence_of_peer(self.transport.get_extra_info("socket"))
+        if peer is Peer.GONE:
             self.reset()
-        elif events:
+        elif peer is Peer.HALF_CLOSED:
             self.service.leave(self)
-            if self._cycle is not None and self.phase is Phase.RESPONSE:  # In BODY more of the body is unread.
+            if self._cycle is not None and self.phase is Phase.RESPONSE:  # In BODY more is unread.
                 self._cycle.disconnect()

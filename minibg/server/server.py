@@ -59,7 +59,8 @@ from minibg.server.service import Service
 
 logger = SafeLogger("minibg.server")
 
-#: Connections the kernel completes before they are accepted. uvicorn's number; Linux cuts it to somaxconn.
+#: Connections the kernel completes before they are accepted. uvicorn's number; Linux lowers it to
+#: somaxconn.
 BACKLOG = 2048
 #: Connections that are accepted before the event loop has its turn again, so that a burst does not block it.
 ACCEPT_AT_ONCE = 64

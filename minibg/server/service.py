@@ -100,6 +100,8 @@ class Service:
     #: The clock of the deadlines, as of the last tick, and the loop's time at that moment.
     now: float = field(default=0.0, init=False)
     _ticked_at: float = field(default=0.0, init=False)
+    #: The same clock at the next tick.
+    next_tick: float = field(default=0.0, init=False)
     #: Seconds between two ticks.
     interval: float = field(default=1.0, init=False)
     #: The limit, or what the process's descriptors allow: a quarter of them is left to the application.
@@ -120,6 +122,7 @@ class Service:
         passed = self._ticked_at - before
         if passed < 2 * self.interval:  # Otherwise the server itself has lost the time.
             self.now += passed
+        self.next_tick = self.now + self.interval
         self.date = formatdate(usegmt=True).encode()
         for connection in tuple(self.connections):
             connection.check_deadlines()
@@ -159,6 +162,20 @@ class Service:
 
     # --- requests ---
 
+    def constant_scope(self, transport: asyncio.BaseTransport, peer: Any) -> dict[str, Any]:
+        """Return the part of the scope that all requests of a connection have in common.
+
+        ``peer`` is the address that was accepted; a transport whose client has gone may not know it.
+        """
+        peer, here = peer or transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        return {
+            "type": "http",
+            "scheme": "http" if transport.get_extra_info("sslcontext") is None else "https",
+            "client": (peer[0], peer[1]) if isinstance(peer, tuple) else None,
+            "server": (here[0], here[1]) if isinstance(here, tuple) else (here, None),
+            "root_path": self.root_path,
+        }
+
     def scope_of(self, request: RequestHead, constant: dict[str, Any]) -> dict[str, Any]:
         """Return the whole scope of a request; ``constant`` is the connection's part.
 
@@ -197,7 +214,7 @@ class Deadline:
 
     def set(self, seconds: float, position: int = 0) -> None:
         """Expect it in ``seconds``. The clock is up to one tick behind, so one tick is added."""
-        self.moment = self._service.now + self._service.interval + seconds
+        self.moment = self._service.next_tick + seconds
         self._position = position
 
     def clear(self) -> None:
