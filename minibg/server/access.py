@@ -33,7 +33,8 @@ logger = SafeLogger("minibg.access")
 #: seconds.
 PARTS = ("client", "request", "status", "bytes", "seconds")
 
-#: Found now: codecs are imported at their first use, and a process without descriptors cannot import.
+#: Looked up here: a codec is imported at its first use, and a process without descriptors cannot
+#: import.
 _escape = codecs.getencoder("unicode_escape")
 
 

@@ -167,7 +167,7 @@ def descriptor_limit() -> int:
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the soft limit of the process's descriptors to the hard one, which needs no permission."""
+    """Raise the soft limit of the process's descriptors to the hard one, as each process may."""
     # Windows has no such limit; macOS has a hard limit that it does not grant.
     with suppress(ImportError, ValueError, OSError):
         import resource  # noqa: PLC0415

@@ -4,27 +4,30 @@ The event loop calls the methods of an `asyncio.Protocol` when bytes arrive, whe
 left, and when the connection is lost. The meaning of the bytes depends on the phase::
 
     IDLE --> HEAD --> BODY --> RESPONSE --> IDLE ...      one request after another
-      \        \        \---> DISCARD ---/                 the response has left before the body is complete
+      \        \        \---> DISCARD ---/                 the response left before the body
        `--------`--------`---------`------> CLOSING
 
 The rules of this file:
 
-- *No application runs inside `data_received`.* The bytes are parsed up to the end of the message, if
-  it has arrived, and then the cycle starts as a task. So all sockets that are ready are read before
-  any application runs; to answer at once instead costs a fifth to two thirds of the throughput. A
-  small body is complete before its application starts.
-- *The next request begins when the kernel has taken the last byte of the response*, and not when the
-  application has returned. The transport reports it: its write buffer limit is zero, so it calls
-  `pause_writing` when the kernel does not take everything, and `resume_writing` when its buffer is
-  empty. Both ways lead to `response_taken`, the moment on which minibg stands.
+- *No application runs inside `data_received`.* The bytes are parsed up to the end of the message,
+  if it has arrived, and then the cycle starts as a task. So all sockets that are ready are read
+  before any application runs; to answer at once instead costs a fifth to two thirds of the
+  throughput. A small body is complete before its application starts.
+- *The next request begins when the kernel has taken the last byte of the response*, and not when
+  the application has returned. The transport reports it: its write buffer limit is zero, so it
+  calls `pause_writing` when the kernel does not take everything, and `resume_writing` when its
+  buffer is empty. Both ways lead to `response_taken`, the moment on which minibg stands.
 - *Nothing is buffered without bound.* Reading pauses while more than `BUFFER` bytes wait for the
   application, or for their turn in the pipeline; ``send`` waits for the kernel.
-- *A half-closed client gets its response.* The end of its bytes is not the end of the connection
-  (RFC 9112 §9.6 speaks of closing in stages, and this is how a client does it). A client that has
-  gone altogether is found by the next write or by the tick.
-- *The connection closes in stages*: first the sending half; then, when the client has closed its own
-  half or `LINGER` seconds have passed, the rest. To close both at once while bytes are unread makes
-  the kernel reset the connection, and the reset may destroy the response on its way (RFC 9112 §9.6).
+- *The end of a client's bytes is told at once and ends nothing.* A browser tab that was closed and a
+  client that only closes its sending half (RFC 9112 §9.6 describes it) look alike: the application
+  receives "http.disconnect", and its response is sent. The connection no longer counts, and it ends
+  when the response has left, when the application has ended, or when a write fails. While no read
+  can report the end, because reading is paused or the bytes have ended, the tick asks the kernel.
+- *The connection closes in stages*: first the sending half; then, when the client has closed its
+  own half or `LINGER` seconds have passed, the rest. To close both at once while bytes are unread
+  makes the kernel reset the connection, and the reset may destroy the response on its way (RFC 9112
+  §9.6).
 - *A response that cannot be finished is reset.* After an orderly end the client would take a body
   that ends with the connection for whole.
 - *Two deadlines*, one for reading and one for writing, are compared at each tick
@@ -66,11 +69,14 @@ from minibg.server.writer import NO_REQUEST, Fields, plain_response
 
 logger = SafeLogger("minibg.server")
 
-#: Bytes that may wait for the application, or in the pipeline. As many as in asyncio's streams; one read may add to it.
+#: Bytes that may wait for the application, or in the pipeline. As many as in asyncio's streams; one
+#: read may add to it.
 BUFFER = 64 * 1024
-#: Bytes of an unwanted request body that are read and thrown away so that the connection can be kept.
+#: Bytes of an unwanted request body that are read and thrown away so that the connection can be
+#: kept.
 DISCARD = 256 * 1024
-#: Seconds that the client has to close its half. nginx' lingering_timeout is 5 for each piece; here the answer has left.
+#: Seconds that the client has to close its half. nginx' lingering_timeout is 5 for each piece; here
+#: the answer has left.
 LINGER = 2.0
 #: The header of a 503: nothing is known of the moment at which there will be room.
 RETRY_LATER = [(b"retry-after", b"1")]
@@ -96,12 +102,12 @@ class Phase(Enum):
 
 
 class Connection(asyncio.Protocol):
-    """One client. It is a `minibg.server.cycle.Conversation` and a `minibg.server.service.Connected`."""
+    """One client: the `Conversation` of its cycles, and `Connected` to its service."""
 
     transport: asyncio.Transport
 
     def __init__(self, service: Service, peer: Any = None) -> None:
-        """``peer`` is the address that was accepted. A transport may not know it: the client may have gone again."""
+        """``peer`` is the address that was accepted; without one the transport is asked for it."""
         self.service = service
         self._peer = peer
         self.phase = Phase.IDLE
@@ -116,7 +122,8 @@ class Connection(asyncio.Protocol):
         self._read_deadline, self._write_deadline = Deadline(service), Deadline(service)
         #: The client has closed its sending half.
         self._half_closed = False
-        #: The connection ends after the current response, because the server stops or the request was faulty.
+        #: The connection ends after the current response, because the server stops or the request
+        #: was faulty.
         self._last_request = False
         #: The part of the scope that all requests of this connection have in common.
         self._scope: dict[str, Any] = {}
@@ -127,8 +134,8 @@ class Connection(asyncio.Protocol):
         """Enter the client in the service, or refuse it."""
         self.transport, service = transport, self.service
         self._scope = service.constant_scope(transport, self._peer)
-        # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume when
-        # empty.
+        # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume
+        # when empty.
         transport.set_write_buffer_limits(high=1 if self._scope["scheme"] == "https" else 0, low=0)
         service.connections.add(self)
         self._read_deadline.set(service.limits.header_timeout)
@@ -150,7 +157,7 @@ class Connection(asyncio.Protocol):
                 self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Tell the application that the client has closed its half. Return True to keep the other open."""
+        """Tell the application that its client has closed one half. True keeps the other open."""
         self._half_closed = True
         self.service.leave(self)
         if self.phase in (Phase.HEAD, Phase.BODY):  # RFC 9112 §8: an incomplete request.
@@ -179,17 +186,16 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason does not change what follows
         """Tell the application and the service that the client has gone."""
         self.phase = Phase.CLOSING
-        self.service.connections.discard(self)
-        self.service.leave(self)
         self._end_cycle(Stage.GONE)
-        self.service.check_empty()
+        self.service.lose(self)
 
     # --- requests ---
 
     def _next_request(self) -> None:
         """Begin the request that ``_pending`` contains, if its head is complete."""
         if self._pending[:2] == b"\r\n":
-            # RFC 9112 §2.2: at least one empty line SHOULD be ignored. Exactly one would depend on the packets.
+            # RFC 9112 §2.2: at least one empty line SHOULD be ignored. Exactly one would depend on
+            # the packets.
             self._pending = _BLANK.sub(b"", self._pending)
         data = self._pending
         end = data.find(b"\r\n\r\n") + 4
@@ -207,7 +213,7 @@ class Connection(asyncio.Protocol):
             self.refuse(refused.status, refused.headers)
 
     def _begin(self, head: bytes, rest: bytes) -> None:
-        """Start the cycle of one request; ``rest`` are the bytes behind its head. Raises `RequestRefused`."""
+        """Start the cycle of one request; ``rest`` follows its head. Raises `RequestRefused`."""
         service, limits = self.service, self.service.limits
         if len(service.requests) >= limits.max_requests_in_progress:
             raise RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests in progress", RETRY_LATER)
@@ -268,18 +274,18 @@ class Connection(asyncio.Protocol):
     # --- responses ---
 
     def write(self, data: bytes) -> None:
-        """Hand bytes to the transport. A transport that fails at once means that the client has gone."""
+        """Hand bytes to the transport. If it fails at once, the client has gone."""
         self.transport.write(data)
         if self.transport.is_closing():
             self._end_cycle(Stage.GONE)
 
     def must_close(self) -> bool:
-        """Return whether the connection ends after this response; asked when its head is written."""
+        """Return whether the connection ends after this response."""
         cycle = self._cycle
         if cycle is None or self._last_request or not cycle.request.keep_alive:
             return True
-        # A client that was never told to continue may send its body next, or its next request: the two
-        # look alike.
+        # A client that was never told to continue may send its body next, or its next request: the
+        # two look alike.
         return self.phase is Phase.BODY and (cycle.continue_due or self._body.left > DISCARD)
 
     def response_taken(self) -> None:
@@ -332,22 +338,21 @@ class Connection(asyncio.Protocol):
         # WRITTEN: the response is whole, and `response_taken` closes.
 
     def refuse(self, status: HTTPStatus, headers: Fields = ()) -> None:
-        """Answer in place of the application, or before there is one, and close. Nothing was written before."""
-        service = self.service
+        """Answer in place of the application, which has written nothing, and close."""
         cycle, self._cycle = self._cycle, None
         # HEAD gets no content, also where the head was not read to its end.
         request = cycle.request if cycle else NO_REQUEST._replace(method=self._pending.partition(b" ")[0])
-        answer = plain_response(status, service.date, request, headers)
+        answer = plain_response(status, self.service.date, request, headers)
         if cycle is not None:
             cycle.refused(status, len(answer))
-        elif service.access_log:
+        elif self.service.access_log:
             line = self._pending.partition(b"\r\n")[0][:200]
             access.log(self._scope["client"], line, status.value, len(answer), 0.0)
         self.transport.write(answer)
         self._close()
 
     def reset(self) -> None:
-        """Reset the connection, so that the client cannot take the part that it has for the whole."""
+        """Reset the connection, so that the client does not take a part of a body for the whole."""
         reset_when_closed(self.transport.get_extra_info("socket"))
         self._end_cycle(Stage.GONE)
         self.transport.abort()
@@ -364,7 +369,8 @@ class Connection(asyncio.Protocol):
         self.service.leave(self)
         self._read_deadline.set(LINGER)
         if self._half_closed or self.transport.is_closing() or not self.transport.can_write_eof():
-            # Not at once: asyncio calls connection_lost twice if a transport is closed within resume_writing.
+            # Not at once: asyncio calls connection_lost twice if a transport is closed within
+            # resume_writing.
             self.service.loop.call_soon(self.transport.close)
         else:
             with suppress(OSError):  # A reset has arrived that asyncio has not read yet; it reads it next.
@@ -403,7 +409,7 @@ class Connection(asyncio.Protocol):
             self._break_off(HTTPStatus.REQUEST_TIMEOUT)
 
     def _ask_the_kernel(self) -> None:
-        """See the end of a client that no read reports: reading is paused, or the bytes have ended."""
+        """See the end of a client that no read reports."""
         peer = presence_of_peer(self.transport.get_extra_info("socket"))
         if peer is Peer.GONE:
             self.reset()

@@ -24,11 +24,21 @@ phase                                                 ends at the latest after
    The rest is cancelled *and awaited*, so that its   `CANCEL_GRACE` (5 s)
    clean-up finds everything in place; then every
    connection is reset.
-3. The application shuts down ("lifespan.shutdown").  by deadlines of its own: in minibg the tasks
-                                                      are drained here
+3. The application shuts down ("lifespan.shutdown").  ``shutdown_timeout`` (60 s), and the drain of
+   In minibg the tasks are drained here.              tasks: ``drain_seconds`` of their owner
+   If it does not answer, it is cancelled and          `CANCEL_GRACE` (5 s)
+   awaited.
 ====================================================  ===========================================
 
-`hurry` gives up the phase that is being waited for and goes on to the next; no phase is skipped.
+The sum is the longest time that a stop can take, whatever an application does. A request or a
+lifespan that swallows its cancellation, or that sits in a thread, is named in the log and left
+behind. `hurry` gives up what is being waited for and goes on to the next line; no phase is skipped.
+Before the start is complete it gives up the application's startup.
+
+**Accepting** is a loop of the server's own on ``sock_accept``. asyncio's and uvloop's do not fit:
+out of descriptors the one logs a line for each connection that the kernel holds and pauses for a
+second, and neither lets the server close an idle connection to get a descriptor, or see a TLS
+client before its handshake is over.
 
 "minibg.stopping" is an extension of each request's scope, by which endless streams can end
 themselves. The stop is not announced as "http.disconnect", because the client is still there.
@@ -62,9 +72,11 @@ logger = SafeLogger("minibg.server")
 #: Connections the kernel completes before they are accepted. uvicorn's number; Linux lowers it to
 #: somaxconn.
 BACKLOG = 2048
-#: Connections that are accepted before the event loop has its turn again, so that a burst does not block it.
+#: Connections that are accepted before the event loop has its turn again, so that a burst does not
+#: block it.
 ACCEPT_AT_ONCE = 64
-#: Seconds until the next try after a failed accept, which has no event: descriptors are the whole process's.
+#: Seconds until the next try after a failed accept, which has no event: descriptors are the whole
+#: process's.
 ACCEPT_AGAIN = 0.05
 #: Seconds between two log lines about it.
 TELL_AGAIN = 1.0
@@ -90,7 +102,8 @@ class Server:
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_keyfile_password: str | None = field(default=None, repr=False)
-    #: The path under which a proxy has mounted the application; it comes before each path of the scope.
+    #: The path under which a proxy has mounted the application; it comes before each path of the
+    #: scope.
     root_path: str = ""
     #: Addresses and networks, comma-separated, whose X-Forwarded headers are believed.
     forwarded_allow_ips: str = ""
@@ -107,14 +120,15 @@ class Server:
         self._accepting: dict[asyncio.Task[None], socket.socket] = {}
         #: The tasks of accepted connections until they are made, which takes a handshake with TLS.
         self._connecting: set[asyncio.Task[None]] = set()
-        #: Seconds that the drain of tasks may add to the application's shutdown; set by the owner of their pool.
+        #: Seconds that the drain of tasks may add to the application's shutdown; set by the owner
+        #: of their pool.
         self.drain_seconds = 0.0
         self._hurried = asyncio.Event()
         self._stop: asyncio.Task[None] | None = None
 
     @property
     def service(self) -> Service:
-        """What needs the event loop, from the start on: the connections, the requests, the clock."""
+        """The connections, the requests and the clock, from the start on. Raises RuntimeError before."""
         if self._service is None:
             raise RuntimeError("the server has not been started")
         return self._service
@@ -129,7 +143,7 @@ class Server:
     # --- start ---
 
     async def start(self) -> None:
-        """Bind, start the application, accept. Raises OSError and `StartupFailed`; then nothing is left behind."""
+        """Bind, start the application, accept. Raises OSError and `StartupFailed`."""
         tls = self._tls_options()
         async with AsyncExitStack() as undo:
             sockets = [undo.enter_context(sock) for sock in self._bind()]
@@ -222,7 +236,7 @@ class Server:
     # --- stop ---
 
     async def stop(self) -> None:
-        """Stop in phases. Every call waits for the same stop; to cancel one call does not end it."""
+        """Stop in phases. Every call waits for the same stop, and cancelling a call does not end it."""
         if self._stop is None:
             self._stop = asyncio.create_task(self._stop_in_phases())
         await asyncio.shield(self._stop)
@@ -271,7 +285,7 @@ class Server:
             Path(self.uds).unlink(missing_ok=True)  # noqa: ASYNC240 - it is quick
 
     async def _cancel_requests(self, service: Service) -> None:
-        """Phase 2 has run out of time: cancel the applications, wait for their clean-up, reset every connection."""
+        """Cancel the applications at the end of phase 2, and reset every connection."""
         running = tuple(service.requests)
         logger.warning("stop 2/3: given up; %d requests are cancelled", len(running))
         for task in running:
@@ -285,7 +299,7 @@ class Server:
             connection.reset()
 
     async def _ended(self, phase: Coroutine[Any, Any, object], seconds: float | None) -> bool:
-        """Wait for the end of a phase, for its deadline or for the next `hurry`. Return whether it has ended."""
+        """Wait for the end of a phase, its deadline or the next `hurry`. Return whether it has ended."""
         waits = [asyncio.ensure_future(each) for each in (phase, self._hurried.wait())]
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         ended = waits[0].done()

@@ -1,8 +1,8 @@
-"""What all connections of one server share: its application, its clock, and the set of what is open.
+"""All that the connections of one server share: its application, its clock, its open requests.
 
 A `Service` is made when a server starts, because it needs the event loop. The server owns it; every
-connection and every cycle gets it as an argument. So imports run downwards (server, protocol, cycle,
-service), and a test of a cycle needs neither a server nor a socket.
+connection and every cycle gets it as an argument. So imports run downwards (server, protocol,
+cycle, service), and a test of a cycle needs neither a server nor a socket.
 
 **The tick.** Once a second one callback sets the clock and the Date line, and lets every connection
 look at its deadlines. A timer for each connection would be created and cancelled with each request;
@@ -10,9 +10,9 @@ to compare two numbers a second for each connection costs a hundredth of that. T
 precision: a deadline is never early, and it is up to two ticks late. Limits below two seconds make
 the tick shorter, so that they keep their meaning.
 
-**Time that the server lost is not the client's.** A tick that comes more than one interval late says
-that the process was paused, or its event loop blocked. The clock of the deadlines stood still in the
-meantime, so no client is ended for the time in which the server could not read its bytes.
+**Time that the server lost is not the client's.** A tick that comes more than one interval late
+says that the process was paused, or its event loop blocked. The clock of the deadlines stood still
+in the meantime, so no client is ended for the time in which the server could not read its bytes.
 
 **The context.** Every request starts in a copy of the context in which the server was started.
 Without it a request that starts inside another one's ``send`` (the next of a pipeline), or in a
@@ -21,22 +21,23 @@ issue 140947; uvicorn has a flag for it).
 
 **Room.** A connection counts against ``max_connections`` as long as its client can send a request.
 The client that has closed its half counts no more, nor does the connection that the server is
-closing; both are bounded, the one by the requests in progress, the other by seconds. When there is no
-room, the connection that has been idle longest is closed in favour of the new one; when none is
+closing; both are bounded, the one by the requests in progress, the other by seconds. When there is
+no room, the connection that has been idle longest is closed in favour of the new one; when none is
 idle, the new one gets a 503.
 
 **The version of ASGI** that the scope names is 2.3, and the choice is about streams. Starlette and
-FastAPI read it: from 2.4 on, their streaming responses learn of the client's end only from a ``send``
-that raises, and a stream that waits for its next event does not send. Below 2.4 they listen for
-"http.disconnect" beside the stream and cancel it. So with "2.5" an idle stream outlived its client
-for ever, and with "2.3" it ends at once. ``send`` raises `ClientDisconnected` all the same, as 2.4
-asks: an application that knows the newer rule gets it, and no application relies on silence.
+FastAPI read it: from 2.4 on, their streaming responses learn of the client's end only from a
+``send`` that raises, and a stream that waits for its next event does not send. Below 2.4 they
+listen for "http.disconnect" beside the stream and cancel it. So with "2.5" an idle stream outlived
+its client for ever, and with "2.3" it ends at once. ``send`` raises `ClientDisconnected` all the
+same, as 2.4 asks: an application that knows the newer rule gets it, and no application relies on
+silence.
 
 A `Deadline` is one moment on this clock. It is absolute: a single byte does not renew it, or a
 client that sends one byte a second would keep its connection for ever. `PROGRESS` bytes renew it.
 
-Rejected: to hand the server itself to its connections. They would know the listening sockets and the
-stop, and server and connection would import each other.
+Rejected: to hand the server itself to its connections. They would know the listening sockets and
+the stop, and server and connection would import each other.
 """
 
 import asyncio
@@ -104,7 +105,8 @@ class Service:
     next_tick: float = field(default=0.0, init=False)
     #: Seconds between two ticks.
     interval: float = field(default=1.0, init=False)
-    #: The limit, or what the process's descriptors allow: a quarter of them is left to the application.
+    #: The limit, or what the process's descriptors allow: a quarter of them is left to the
+    #: application.
     max_connections: int = field(default=0, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
 
@@ -135,7 +137,7 @@ class Service:
     # --- room for connections ---
 
     def admit(self, connection: Connected) -> bool:
-        """Count a new connection, if there is room or an idle one can make room. Return whether it counts."""
+        """Count a new connection, if there is room for it or an idle one makes room. Return whether."""
         if len(self.clients) >= self.max_connections and not self.close_idle():
             return False
         self.clients.add(connection)
@@ -156,8 +158,14 @@ class Service:
         self.clients.discard(connection)
         self.idle.pop(connection, None)
 
+    def lose(self, connection: Connected) -> None:
+        """Strike out a connection that has ended."""
+        self.connections.discard(connection)
+        self.leave(connection)
+        self.check_empty()
+
     def is_full(self) -> bool:
-        """Return whether not even a 503 can be given, because as many connections as may be are closing."""
+        """Return whether so many connections are closing that not even a 503 can be sent."""
         return len(self.connections) >= 2 * self.max_connections + self.limits.max_requests_in_progress
 
     # --- requests ---
@@ -165,7 +173,8 @@ class Service:
     def constant_scope(self, transport: asyncio.BaseTransport, peer: Any) -> dict[str, Any]:
         """Return the part of the scope that all requests of a connection have in common.
 
-        ``peer`` is the address that was accepted; a transport whose client has gone may not know it.
+        ``peer`` is the address that was accepted; a transport whose client has gone may not know
+        it.
         """
         peer, here = peer or transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         return {
@@ -192,7 +201,7 @@ class Service:
         return scope
 
     def check_empty(self) -> None:
-        """Set ``empty`` if nothing is open; called when a connection or an application has ended."""
+        """Set ``empty`` if nothing is open, after a connection or an application has ended."""
         if not self.connections and not self.requests:
             self.empty.set()
 
@@ -200,8 +209,8 @@ class Service:
 class Deadline:
     """A moment by which something has to happen; `PROGRESS` bytes renew it.
 
-    Progress is the difference of two positions. A position is a count of bytes that only grows, such as
-    the bytes of a body that have been read.
+    Progress is the difference of two positions. A position is a count of bytes that only grows,
+    such as the bytes of a body that have been read.
     """
 
     __slots__ = ("_position", "_service", "moment")
@@ -226,7 +235,7 @@ class Deadline:
         return self.moment <= self._service.now
 
     def renew(self, seconds: float, position: int) -> bool:
-        """Set the deadline anew if there was progress since it was set. Return whether there was."""
+        """Set the deadline anew if there was progress since it was set. Return whether."""
         if position - self._position < PROGRESS:
             return False
         self.set(seconds, position)
