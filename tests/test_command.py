@@ -713,9 +713,10 @@ def test_one_connection_more_than_max_connections_is_answered_with_503(folder: P
     with command(folder, "served:plain", "--port", "0", "--max-connections", "1") as minibg:
         port = minibg.port()
         with socket.create_connection(("127.0.0.1", port), timeout=20) as first:
-            first.sendall(GET + b"\r\n")
-            assert first.recv(65536)[9:12] == b"200"
+            first.sendall(b"GET /never HTTP/1.1\r\n" + HOST + b"\r\n")  # an idle one would give way
+            minibg.until("request started")
             assert talk(port, b"")[9:12] == b"503"
+            first.close()
 
 
 def test_a_stop_waits_graceful_timeout_for_a_request(folder: Path) -> None:

@@ -23,6 +23,8 @@ Rejected: a format string as an option, as in Apache. A formatter of `logging` c
 from the parts.
 """
 
+import codecs
+
 from minibg.log import SafeLogger
 
 logger = SafeLogger("minibg.access")
@@ -31,10 +33,14 @@ logger = SafeLogger("minibg.access")
 #: seconds.
 PARTS = ("client", "request", "status", "bytes", "seconds")
 
+#: Looked up here: a codec is imported at its first use, and a process without descriptors cannot
+#: import.
+_escape = codecs.getencoder("unicode_escape")
+
 
 def escaped(line: bytes) -> str:
     """Return the line as printable ASCII in which quotes and backslashes are escaped."""
-    text = line.decode("latin-1").encode("unicode_escape").decode("ascii")
+    text = _escape(line.decode("latin-1"))[0].decode("ascii")
     return text.replace('"', '\\"')
 
 

@@ -1,8 +1,8 @@
 r"""One request: ``receive`` and ``send``, and the moment at which the response has left.
 
-A cycle is the server's half of one call of the application. The connection makes it when the request
-has been read as far as it had arrived, and starts its task. The application runs in this task, and
-``receive`` and ``send`` are all that it sees of the server.
+A cycle is the server's half of one call of the application. The connection makes it when the
+request has been read as far as it had arrived, and starts its task. The application runs in this
+task, and ``receive`` and ``send`` are all that it sees of the server.
 
 The response goes through five stages; `NEXT_STAGES` lists every step that is allowed::
 
@@ -14,38 +14,43 @@ mistake and is raised out of ``send``. The start message is kept until the first
 http: a server need not flush it before). So a response in one message is one write with a
 Content-Length, and an application that fails between the two messages still gets a clean 500.
 
-**WRITTEN is not SENT**, and minibg stands on the difference. WRITTEN means that the last byte has been
-given to the transport. SENT means that the kernel has taken it: the transport's buffer is empty. The
-last ``send`` returns at SENT. The connection goes on to its next request at that moment, and not when
-the application returns. The application may run as long as it likes; if it fails now, the failure is
-logged and touches nothing.
+**WRITTEN is not SENT**, and minibg stands on the difference. WRITTEN means that the last byte has
+been given to the transport. SENT means that the kernel has taken it: the transport's buffer is
+empty. The last ``send`` returns at SENT. The connection goes on to its next request at that moment,
+and not when the application returns. The application may run as long as it likes; if it fails now,
+the failure is logged and touches nothing.
 
 The two ends of a request are seen by the application in these ways:
 
-- ``send`` raises `ClientDisconnected` when the client has gone, before or while the bytes are taken.
+- ``send`` raises `ClientDisconnected` once the connection is lost, also while it waits.
 - ``send`` ignores what comes after a complete response (ASGI http, "Response Body").
-- ``receive`` returns "http.disconnect" after either, each time it is called.
+- ``receive`` returns "http.disconnect" after either, each time it is called. It does so too when
+  the client has closed its sending half, after the body; ``send`` still delivers to such a client.
 
-A cycle speaks to its connection through the few members of `Conversation`. Two of its calls come back
-into the cycle before they return: ``write`` calls `end` if the transport has failed, and
-``response_taken`` calls `end` and then starts the next cycle. So ``send`` reads the stage again after
-each of them.
+An application that has received "http.disconnect" may return without a response, or in the middle
+of one. That is no fault, and the connection is reset.
+
+A cycle speaks to its connection through the few members of `Conversation`. Two of its calls come
+back into the cycle before they return: ``write`` calls `end` if the transport has failed, and
+``response_taken`` calls `end` and then starts the next cycle. So ``send`` reads the stage again
+after each of them.
 
 Rejected: futures and events made for each request. Most applications never wait here: the body is
-complete before they run, and the kernel takes the response at once. A call that has to wait makes its
-event then.
+complete before they run, and the kernel takes the response at once. A call that has to wait makes
+its event then.
 """
 
 import asyncio
 import logging
 from enum import StrEnum
 from http import HTTPStatus
+from traceback import clear_frames
 from typing import Protocol
 
 from minibg.asgi import ClientDisconnected, Message, Scope
 from minibg.log import SafeLogger
 from minibg.server import access
-from minibg.server.head import Request
+from minibg.server.head import RequestHead
 from minibg.server.service import Service
 from minibg.server.writer import CONTINUE, Fields, Framing, chunk, response_head
 
@@ -62,7 +67,7 @@ class Conversation(Protocol):
         """Hand bytes to the transport; end the cycle if the client has gone."""
 
     def must_close(self) -> bool:
-        """Return whether the connection ends after this response; asked when its head is written."""
+        """Return whether the connection ends after this response."""
 
     def body_taken(self) -> None:
         """Read on: the application has taken the part of the body that had arrived."""
@@ -102,6 +107,19 @@ NEXT_STAGES: dict[Stage, frozenset[Stage]] = {
     Stage.SENT: frozenset(),
     Stage.GONE: frozenset(),
 }
+
+
+class Presence(StrEnum):
+    """Whether the client is there, as far as the server and the application know."""
+
+    #: It can still send.
+    HERE = "here"
+    #: It has closed its sending half. Whether it still reads is not known.
+    LEFT = "left"
+    #: The application has received "http.disconnect".
+    TOLD = "told"
+
+
 #: Nothing has been written, so the server can still answer in place of the application.
 UNANSWERED = (Stage.WAITING, Stage.STARTED)
 #: Nothing more will be written.
@@ -115,18 +133,19 @@ class Cycle:
         self,
         connection: Conversation,
         service: Service,
-        request: Request,
+        request: RequestHead,
         scope: Scope,
         *,
         arrived: bytes = b"",
         complete: bool = True,
     ) -> None:
-        """``arrived`` is the part of the body that has been read; ``complete`` says that it is all."""
+        """``arrived`` is the part of the body that has been read, and all of it if ``complete``."""
         self._connection = connection
         self._service = service
         self.request = request
         self.scope = scope
         self.stage = Stage.WAITING
+        self._client = Presence.HERE
         #: The status in the access line. 499 is nginx' number for a response that never began.
         self._status = 499
         #: Bytes of the response written so far, its head included.
@@ -135,7 +154,8 @@ class Cycle:
         self.close = False
         #: The client waits for 100 Continue before it sends the body.
         self.continue_due = request.expects_continue and not arrived and not complete
-        #: The part of the body that waits for the application, whether it is the last, and whether it was taken.
+        #: The part of the body that waits for the application, whether it is the last, and whether
+        #: it was taken.
         self._arrived, self._complete, self._delivered = arrived, complete, False
         #: The framing of the response, and the bytes that its Content-Length still asks for.
         self._framing, self._missing = Framing.NONE, 0
@@ -159,9 +179,9 @@ class Cycle:
             await service.app(self.scope, self.receive, self.send)
             if self.stage is not Stage.SENT:
                 self._returned(None)
-        except (GeneratorExit, KeyboardInterrupt):  # The loop goes down, which is not the application's doing.
-            raise
-        except BaseException as error:  # noqa: BLE001 - no application ends the server, SystemExit included
+        except BaseException as error:  # No application ends the server, by SystemExit or KeyboardInterrupt neither.
+            if asyncio.current_task(service.loop) is not self._task:
+                raise  # GeneratorExit: the loop has ended, and the coroutine is closed.
             self._returned(error)
         if self._task is not None:
             service.requests.discard(self._task)
@@ -169,33 +189,37 @@ class Cycle:
 
     def _returned(self, error: BaseException | None) -> None:
         """Finish the response that the application has not finished, and log the fault once."""
-        stage, stopping = self.stage, self._service.stopping.is_set()
-        if stage in UNANSWERED:
+        stage, level = self.stage, self._fault(error)
+        if stage in UNANSWERED and (level == logging.ERROR or self._client is not Presence.TOLD):
             self._connection.refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
-        elif stage is Stage.STREAMING:
+        elif stage in UNANSWERED or stage is Stage.STREAMING:
             self._connection.reset()
-        elif error is None:  # The response is whole, or its client has gone.
-            return
-        # The end of the client is no fault, nor is the cancellation by a stop, which has a line of its own.
-        if isinstance(error, ClientDisconnected) or (stopping and isinstance(error, asyncio.CancelledError)):
-            return
-        # Starlette has an exception of its own for the client's end, which is known here by its name. Its context
+        if level:
+            line, how = "%s %r: the application %s while its response was %s", "failed" if error else "returned"
+            logger.log(level, line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)
+
+    def _fault(self, error: BaseException | None) -> int:
+        """Return the level at which the end of the application is logged; 0 means not at all."""
+        # The end of the client is no fault, nor is the cancellation by a stop, which has a line of
+        # its own.
+        if isinstance(error, ClientDisconnected):
+            # Frameworks' frames refer to their exception and it to them. Cleared, they free the
+            # generator of a stream now, and its clean-up does not wait for the garbage collector.
+            clear_frames(error.__traceback__)
+            return 0
+        if self._service.stopping.is_set() and isinstance(error, asyncio.CancelledError):
+            return 0
+        knows = self.stage is Stage.GONE or self._client is Presence.TOLD
+        if error is None:
+            return 0 if knows or self.stage is Stage.WRITTEN else logging.ERROR
+        # Starlette's own exception for the client's end is known here by its name. Its context
         # would not do: that of a fault in the clean-up after ClientDisconnected is the same.
-        quiet = stage is Stage.GONE and type(error).__name__ == "ClientDisconnect"
-        logger.log(
-            logging.DEBUG if quiet else logging.ERROR,
-            "%s %r: the application %s while its response was %s",
-            self.scope["method"],
-            self.scope["path"],
-            "failed" if error else "returned",
-            stage,
-            exc_info=error,
-        )
+        return logging.DEBUG if knows and type(error).__name__ == "ClientDisconnect" else logging.ERROR
 
     # --- the stage ---
 
     def _move(self, stage: Stage) -> None:
-        """Change the stage; this is the only function that does. Raises RuntimeError for a step that is not allowed."""
+        """Change the stage. Raises RuntimeError for a step that is not in `NEXT_STAGES`."""
         if stage not in NEXT_STAGES[self.stage]:
             raise RuntimeError(f"a response that is {self.stage} cannot become {stage}")
         self.stage = stage
@@ -222,20 +246,23 @@ class Cycle:
             self._news = None
 
     async def _changed(self) -> None:
-        """Wait until the stage changes, more of the body arrives, or the kernel has taken what was written."""
+        """Wait for the next `wake`: a new stage, more of the body, or written bytes that were taken."""
         self._news = self._news or asyncio.Event()
         await self._news.wait()
 
     # --- receive ---
 
     async def receive(self) -> Message:
-        """Return the next part of the body, then "http.disconnect" (ASGI http, "Request" and "Disconnect")."""
+        """Return the next part of the body, then "http.disconnect" (ASGI http, "Disconnect")."""
         while self.stage not in OVER:
             if not self._delivered and (self._arrived or self._complete):
                 body, self._arrived = self._arrived, b""
                 self._delivered = self._complete
                 self._connection.body_taken()
                 return {"type": "http.request", "body": body, "more_body": not self._complete}
+            if self._client is not Presence.HERE:
+                self._client = Presence.TOLD
+                break
             if self.continue_due and self.stage in UNANSWERED:  # RFC 9110 §10.1.1
                 self.continue_due = False
                 self._connection.write(CONTINUE)
@@ -250,13 +277,19 @@ class Cycle:
         self.wake()
         return len(self._arrived)
 
+    def disconnect(self) -> None:
+        """Note that the client has closed its sending half. It may still read the response."""
+        if self._client is Presence.HERE:
+            self._client = Presence.LEFT
+            self.wake()
+
     # --- send ---
 
     async def send(self, message: Message) -> None:
         """Write one message of the response. Return when the kernel has taken its bytes.
 
-        Raises `ClientDisconnected`; RuntimeError for a message out of order; ValueError, TypeError or KeyError for a
-        message that HTTP or ASGI does not know.
+        Raises `ClientDisconnected`; RuntimeError for a message out of order; ValueError, TypeError
+        or KeyError for a message that HTTP or ASGI does not know.
         """
         stage = self.stage
         if stage is Stage.SENT:
@@ -297,7 +330,7 @@ class Cycle:
         return b""
 
     def _open(self, body_size: int | None) -> bytes:
-        """Choose the framing and return the head. ``body_size`` is None if more of the body follows."""
+        """Choose the framing, return the head. ``body_size`` is None if more of the body follows."""
         close, date = self._connection.must_close(), self._service.date
         head = response_head(self.request, self._status, self._headers, body_size, close=close, date=date)
         self._framing, self._missing, self.close = head.framing, head.length, head.close

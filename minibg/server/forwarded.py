@@ -80,7 +80,3 @@ def _parsed(text: str) -> IPv4Address | IPv6Address | None:
     # `ipaddress` takes any text for a zone ("fe80::1%zone"); in the header of another host it has
     # no meaning.
     return None if "%" in text else getattr(address, "ipv4_mapped", None) or address
-
-
-# The former name, for the files that still use it.
-Trust = TrustedProxies

@@ -241,9 +241,3 @@ def _absolute(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
     authority, rest = absolute.groups()
     others = [field for field in headers if field[0] != b"host"]
     return rest if rest[:1] == b"/" else b"/" + rest, [(b"host", authority), *others]
-
-
-# The former names, for the files that still use them.
-Refused = RequestRefused
-Request = RequestHead
-BAD = BAD_REQUEST

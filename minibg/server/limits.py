@@ -14,7 +14,7 @@ Rules of this file:
   Bodies, which may take long for honest reasons, renew their deadline by *progress*: `PROGRESS`
   bytes, in either direction.
 - Limits do not depend on how the bytes are split into packets.
-- Deadlines are checked once a tick (`minibg.server.server`): never early, at most two ticks late.
+- Deadlines are checked once a tick (`minibg.server.service`): never early, at most two ticks late.
 
 At a limit the client sees 408 (late head or body), 413, 414, 431, or 503 with Retry-After. A
 response that is not taken in time ends with a reset of the connection.
@@ -65,13 +65,21 @@ class Limits:
     #: Bytes of a request body. nginx' 1 MiB is raised in most deployments; this limit is a guard,
     #: not a policy.
     max_body: int = _option(100 * 1024 * 1024, "bytes of a request body (413)")
-    #: Open connections, idle ones included. A TLS connection counts from the end of its handshake,
-    #: which asyncio does before the server sees the client, and which has ``header_timeout``
-    #: seconds. As many again may exist while they are refused. Beyond that the process's file
-    #: descriptors are the bound: 1,024 by default on Linux.
-    max_connections: int = _option(1000, "open connections (503)")
+    #: Connections whose clients can still send a request, idle ones included. At the limit the
+    #: connection that has been idle longest gives way to a new one. An idle connection costs a
+    #: descriptor and a few KiB; where the process may open fewer, three quarters of its descriptors
+    #: are the limit (`minibg.server.service`).
+    max_connections: int = _option(10_000, "open connections (503)")
+    #: Requests whose application has not ended, whether or not the response has left and whether
+    #: or not the client has stayed. An application at work costs tens of KiB, often a thread or a
+    #: connection to a database, and 1,000 is more than either pool has. A server of many open
+    #: streams raises it.
+    max_requests_in_progress: int = _option(1000, "requests whose applications are at work (503)")
     #: Seconds a stop waits for responses in flight. Docker kills after 10, Kubernetes after 30.
     graceful_timeout: float = _option(10.0, "seconds a stop waits for responses in flight")
+    #: Seconds a stop waits for the application's shutdown, beside the drain of its tasks. The 60 of
+    #: hypercorn; uvicorn and granian wait without end.
+    shutdown_timeout: float = _option(60.0, "seconds a stop waits for the application to shut down")
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -30,10 +30,14 @@ each would seem to lose half of them.
 
 import errno
 import os
+import select
 import socket
 import ssl
+import struct
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 
 #: Seconds of silence after which the kernel probes a connection. Linux keeps a connection that its
@@ -114,5 +118,59 @@ def tls_context(certfile: str, keyfile: str | None, password: str | None) -> ssl
     return context
 
 
-# The former name, for the files that still use it.
-naming = oserrors_about
+# --- connected sockets ---
+
+
+class Peer(Enum):
+    """The other end of a connection, as far as the kernel knows."""
+
+    OPEN = "open"
+    #: It has closed its sending half, and may have closed both.
+    HALF_CLOSED = "half closed"
+    #: It has closed both halves, or has reset the connection.
+    GONE = "gone"
+
+
+def presence_of_peer(sock: socket.socket | None) -> Peer:
+    """Ask the kernel by poll(2), which reports the end of a peer whose bytes are not read.
+
+    Of a peer that has closed both halves at once the kernel knows the one, until something is
+    written or a probe is answered with a reset (`KEEP_ALIVE_IDLE`).
+    """
+    if sock is None or not hasattr(select, "POLLRDHUP"):  # A closing TLS connection; not on Linux.
+        return Peer.OPEN
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLRDHUP)
+    events = sum(event for _, event in poll.poll(0))
+    if events & (select.POLLHUP | select.POLLERR):
+        return Peer.GONE
+    return Peer.HALF_CLOSED if events else Peer.OPEN
+
+
+def reset_when_closed(sock: socket.socket | None) -> None:
+    """Let the close of this socket send a reset: SO_LINGER with zero seconds."""
+    if sock is not None:  # TLS forgets its socket before it reports that the connection is lost.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+# --- descriptors ---
+
+
+def descriptor_limit() -> int:
+    """Return how many descriptors the process may open: its soft limit of RLIMIT_NOFILE."""
+    try:
+        import resource  # noqa: PLC0415 - it does not exist on Windows.
+    except ImportError:  # pragma: no cover
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of the process's descriptors to the hard one, as each process may."""
+    # Windows has no such limit; macOS has a hard limit that it does not grant.
+    with suppress(ImportError, ValueError, OSError):
+        import resource  # noqa: PLC0415
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

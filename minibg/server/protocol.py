@@ -4,27 +4,30 @@ The event loop calls the methods of an `asyncio.Protocol` when bytes arrive, whe
 left, and when the connection is lost. The meaning of the bytes depends on the phase::
 
     IDLE --> HEAD --> BODY --> RESPONSE --> IDLE ...      one request after another
-      \        \        \---> DISCARD ---/                 the response has left before the body is complete
+      \        \        \---> DISCARD ---/                 the response left before the body
        `--------`--------`---------`------> CLOSING
 
 The rules of this file:
 
-- *No application runs inside `data_received`.* The bytes are parsed up to the end of the message, if
-  it has arrived, and then the cycle starts as a task. So all sockets that are ready are read before
-  any application runs; to answer at once instead costs a fifth to two thirds of the throughput. A
-  small body is complete before its application starts.
-- *The next request begins when the kernel has taken the last byte of the response*, and not when the
-  application has returned. The transport reports it: its write buffer limit is zero, so it calls
-  `pause_writing` when the kernel does not take everything, and `resume_writing` when its buffer is
-  empty. Both ways lead to `response_taken`, the moment on which minibg stands.
+- *No application runs inside `data_received`.* The bytes are parsed up to the end of the message,
+  if it has arrived, and then the cycle starts as a task. So all sockets that are ready are read
+  before any application runs; to answer at once instead costs a fifth to two thirds of the
+  throughput. A small body is complete before its application starts.
+- *The next request begins when the kernel has taken the last byte of the response*, and not when
+  the application has returned. The transport reports it: its write buffer limit is zero, so it
+  calls `pause_writing` when the kernel does not take everything, and `resume_writing` when its
+  buffer is empty. Both ways lead to `response_taken`, the moment on which minibg stands.
 - *Nothing is buffered without bound.* Reading pauses while more than `BUFFER` bytes wait for the
   application, or for their turn in the pipeline; ``send`` waits for the kernel.
-- *A half-closed client gets its response.* The end of its bytes is not the end of the connection
-  (RFC 9112 §9.6 speaks of closing in stages, and this is how a client does it). A client that has
-  gone altogether is found by the next write or by the tick.
-- *The connection closes in stages*: first the sending half; then, when the client has closed its own
-  half or `LINGER` seconds have passed, the rest. To close both at once while bytes are unread makes
-  the kernel reset the connection, and the reset may destroy the response on its way (RFC 9112 §9.6).
+- *The end of a client's bytes is told at once and ends nothing.* A browser tab that was closed and a
+  client that only closes its sending half (RFC 9112 §9.6 describes it) look alike: the application
+  receives "http.disconnect", and its response is sent. The connection no longer counts, and it ends
+  when the response has left, when the application has ended, or when a write fails. While no read
+  can report the end, because reading is paused or the bytes have ended, the tick asks the kernel.
+- *The connection closes in stages*: first the sending half; then, when the client has closed its
+  own half or `LINGER` seconds have passed, the rest. To close both at once while bytes are unread
+  makes the kernel reset the connection, and the reset may destroy the response on its way (RFC 9112
+  §9.6).
 - *A response that cannot be finished is reset.* After an orderly end the client would take a body
   that ends with the connection for whole.
 - *Two deadlines*, one for reading and one for writing, are compared at each tick
@@ -50,9 +53,6 @@ hide the moment at which the bytes have left.
 
 import asyncio
 import re
-import select
-import socket
-import struct
 from contextlib import suppress
 from enum import Enum
 from http import HTTPStatus
@@ -62,22 +62,26 @@ from minibg.log import SafeLogger
 from minibg.server import access
 from minibg.server.body import Body
 from minibg.server.cycle import UNANSWERED, Cycle, Stage
-from minibg.server.head import Refused, check_beginning, read_head
+from minibg.server.head import RequestRefused, check_beginning, read_head
+from minibg.server.listen import Peer, presence_of_peer, reset_when_closed
 from minibg.server.service import Deadline, Service
-from minibg.server.writer import UNREAD, Fields, plain_response
+from minibg.server.writer import NO_REQUEST, Fields, plain_response
 
 logger = SafeLogger("minibg.server")
 
-#: Bytes that may wait for the application, or in the pipeline. As many as in asyncio's streams; one read may add to it.
+#: Bytes that may wait for the application, or in the pipeline. As many as in asyncio's streams; one
+#: read may add to it.
 BUFFER = 64 * 1024
-#: Bytes of an unwanted request body that are read and thrown away so that the connection can be kept.
+#: Bytes of an unwanted request body that are read and thrown away so that the connection can be
+#: kept.
 DISCARD = 256 * 1024
-#: Seconds that the client has to close its half. nginx' lingering_timeout is 5 for each piece; here the answer has left.
+#: Seconds that the client has to close its half. nginx' lingering_timeout is 5 for each piece; here
+#: the answer has left.
 LINGER = 2.0
+#: The header of a 503: nothing is known of the moment at which there will be room.
+RETRY_LATER = [(b"retry-after", b"1")]
 #: Empty lines before a request.
 _BLANK = re.compile(rb"\A(?:\r\n)+")
-#: SO_LINGER with zero seconds: close sends a reset.
-_RESET = struct.pack("ii", 1, 0)
 
 
 class Phase(Enum):
@@ -98,12 +102,14 @@ class Phase(Enum):
 
 
 class Connection(asyncio.Protocol):
-    """One client. It is a `minibg.server.cycle.Conversation` and a `minibg.server.service.Connected`."""
+    """One client: the `Conversation` of its cycles, and `Connected` to its service."""
 
     transport: asyncio.Transport
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, peer: Any = None) -> None:
+        """``peer`` is the address that was accepted; without one the transport is asked for it."""
         self.service = service
+        self._peer = peer
         self.phase = Phase.IDLE
         #: The kernel has not yet taken all that was written.
         self.paused = False
@@ -116,7 +122,8 @@ class Connection(asyncio.Protocol):
         self._read_deadline, self._write_deadline = Deadline(service), Deadline(service)
         #: The client has closed its sending half.
         self._half_closed = False
-        #: The connection ends after the current response, because the server stops or the request was faulty.
+        #: The connection ends after the current response, because the server stops or the request
+        #: was faulty.
         self._last_request = False
         #: The part of the scope that all requests of this connection have in common.
         self._scope: dict[str, Any] = {}
@@ -126,25 +133,16 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:  # uvloop's transports inherit from nothing of asyncio's.
         """Enter the client in the service, or refuse it."""
         self.transport, service = transport, self.service
-        tls = transport.get_extra_info("sslcontext") is not None
-        # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume when empty.
-        transport.set_write_buffer_limits(high=1 if tls else 0, low=0)
-        peer, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
-        name = (here[0], here[1]) if isinstance(here, tuple) else (here, None)
-        self._scope = {"type": "http", "scheme": "https" if tls else "http", "client": client, "server": name}
-        self._scope["root_path"] = service.root_path
+        self._scope = service.constant_scope(transport, self._peer)
+        # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume
+        # when empty.
+        transport.set_write_buffer_limits(high=1 if self._scope["scheme"] == "https" else 0, low=0)
         service.connections.add(self)
         self._read_deadline.set(service.limits.header_timeout)
-        # A refused connection lingers until its answer has arrived. It does not count as open, so it keeps no client
-        # out; there may be as many of them again.
-        limit, refused = service.limits.max_connections, service.refused
-        if service.stopping.is_set() or len(service.connections) - len(refused) > limit:
-            refused.add(self)
-            if service.stopping.is_set() or len(refused) > limit:
-                transport.abort()
-            else:
-                self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, [(b"retry-after", b"1")])
+        if service.stopping.is_set():
+            transport.abort()
+        elif not service.admit(self):
+            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, RETRY_LATER)
 
     def data_received(self, data: bytes) -> None:
         """Read the bytes as the phase asks."""
@@ -159,11 +157,14 @@ class Connection(asyncio.Protocol):
                 self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Note that the client has closed its sending half. Return True to keep the other half open."""
+        """Tell the application that its client has closed one half. True keeps the other open."""
         self._half_closed = True
+        self.service.leave(self)
         if self.phase in (Phase.HEAD, Phase.BODY):  # RFC 9112 §8: an incomplete request.
             self._break_off(HTTPStatus.BAD_REQUEST)
-        elif self.phase is not Phase.RESPONSE:
+        elif self._cycle is not None:
+            self._cycle.disconnect()
+        else:
             self.transport.close()
         return self.transport.can_write_eof()  # TLS cannot stay half open, and warns.
 
@@ -185,47 +186,52 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason does not change what follows
         """Tell the application and the service that the client has gone."""
         self.phase = Phase.CLOSING
-        self.service.connections.discard(self)
-        self.service.refused.discard(self)
         self._end_cycle(Stage.GONE)
-        self.service.check_empty()
+        self.service.lose(self)
 
     # --- requests ---
 
     def _next_request(self) -> None:
         """Begin the request that ``_pending`` contains, if its head is complete."""
         if self._pending[:2] == b"\r\n":
-            # RFC 9112 §2.2: at least one empty line SHOULD be ignored. Exactly one would depend on the packets.
+            # RFC 9112 §2.2: at least one empty line SHOULD be ignored. Exactly one would depend on
+            # the packets.
             self._pending = _BLANK.sub(b"", self._pending)
         data = self._pending
         end = data.find(b"\r\n\r\n") + 4
         try:
             if end >= 4:
                 self._begin(data[:end], data[end:])
-                return
-            check_beginning(data, self.service.limits)
-            if data and self.phase is Phase.IDLE:
-                self.phase = Phase.HEAD
-                self._read_deadline.set(self.service.limits.header_timeout)
-        except Refused as refused:
+            else:
+                check_beginning(data, self.service.limits)
+                if data and self.phase is Phase.IDLE:
+                    self.phase = Phase.HEAD
+                    self.service.idle.pop(self, None)
+                    self._read_deadline.set(self.service.limits.header_timeout)
+        except RequestRefused as refused:
             logger.debug("refused with %d: %s", refused.status, refused)
             self.refuse(refused.status, refused.headers)
 
     def _begin(self, head: bytes, rest: bytes) -> None:
-        """Start the cycle of one request; ``rest`` are the bytes behind its head. Raises `Refused`."""
-        service = self.service
-        request = read_head(head, service.limits)
+        """Start the cycle of one request; ``rest`` follows its head. Raises `RequestRefused`."""
+        service, limits = self.service, self.service.limits
+        if len(service.requests) >= limits.max_requests_in_progress:
+            raise RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests in progress", RETRY_LATER)
+        request = read_head(head, limits)
         arrived, complete = b"", True
         if request.length != 0:
-            body = self._body = Body(request.length, service.limits)
+            body = self._body = Body(request.length, limits)
             arrived, complete, rest = body.feed(rest), body.complete, body.rest
         scope = service.scope_of(request, self._scope)
         self._pending = rest
         self._cycle = Cycle(self, service, request, scope, arrived=arrived, complete=complete)
+        service.idle.pop(self, None)
         self.phase = Phase.RESPONSE
         self._read_deadline.clear()
         if not complete:
             self._expect_body(Phase.BODY)
+        elif self._half_closed:
+            self._cycle.disconnect()
         self._cycle.start()
 
     # --- bodies ---
@@ -240,7 +246,7 @@ class Connection(asyncio.Protocol):
         body, cycle = self._body, self._cycle
         try:
             decoded = body.feed(data)
-        except Refused as refused:
+        except RequestRefused as refused:
             self._break_off(refused.status)
             return
         self._body_read += len(data)
@@ -268,17 +274,18 @@ class Connection(asyncio.Protocol):
     # --- responses ---
 
     def write(self, data: bytes) -> None:
-        """Hand bytes to the transport. A transport that fails at once means that the client has gone."""
+        """Hand bytes to the transport. If it fails at once, the client has gone."""
         self.transport.write(data)
         if self.transport.is_closing():
             self._end_cycle(Stage.GONE)
 
     def must_close(self) -> bool:
-        """Return whether the connection ends after this response; asked when its head is written."""
+        """Return whether the connection ends after this response."""
         cycle = self._cycle
         if cycle is None or self._last_request or not cycle.request.keep_alive:
             return True
-        # A client that was never told to continue may send its body next, or its next request: the two look alike.
+        # A client that was never told to continue may send its body next, or its next request: the
+        # two look alike.
         return self.phase is Phase.BODY and (cycle.continue_due or self._body.left > DISCARD)
 
     def response_taken(self) -> None:
@@ -304,7 +311,10 @@ class Connection(asyncio.Protocol):
                 self._break_off(HTTPStatus.BAD_REQUEST)
             elif self.phase is Phase.IDLE:
                 self._close()
-        elif not self.transport.is_reading() and len(self._pending) <= BUFFER:
+            return
+        if self.phase is Phase.IDLE:
+            self.service.idle[self] = None
+        if not self.transport.is_reading() and len(self._pending) <= BUFFER:
             self.transport.resume_reading()
 
     def _end_cycle(self, stage: Stage) -> None:
@@ -328,25 +338,22 @@ class Connection(asyncio.Protocol):
         # WRITTEN: the response is whole, and `response_taken` closes.
 
     def refuse(self, status: HTTPStatus, headers: Fields = ()) -> None:
-        """Answer in place of the application, or before there is one, and close. Nothing was written before."""
-        service = self.service
+        """Answer in place of the application, which has written nothing, and close."""
         cycle, self._cycle = self._cycle, None
         # HEAD gets no content, also where the head was not read to its end.
-        request = cycle.request if cycle else UNREAD._replace(method=self._pending.partition(b" ")[0])
-        answer = plain_response(status, service.date, request, headers)
+        request = cycle.request if cycle else NO_REQUEST._replace(method=self._pending.partition(b" ")[0])
+        answer = plain_response(status, self.service.date, request, headers)
         if cycle is not None:
             cycle.refused(status, len(answer))
-        elif service.access_log:
+        elif self.service.access_log:
             line = self._pending.partition(b"\r\n")[0][:200]
             access.log(self._scope["client"], line, status.value, len(answer), 0.0)
         self.transport.write(answer)
         self._close()
 
     def reset(self) -> None:
-        """Reset the connection, so that the client cannot take the part that it has for the whole."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None:  # TLS forgets its socket before it reports that the connection is lost.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        """Reset the connection, so that the client does not take a part of a body for the whole."""
+        reset_when_closed(self.transport.get_extra_info("socket"))
         self._end_cycle(Stage.GONE)
         self.transport.abort()
 
@@ -354,19 +361,28 @@ class Connection(asyncio.Protocol):
         """Begin no further request; close if none has begun."""
         self._last_request = True
         if self.phase in (Phase.IDLE, Phase.HEAD):
-            self.transport.close()
+            self._hang_up()
 
     def _close(self) -> None:
         """Close the sending half; `eof_received` or the deadline closes the rest."""
         self.phase, self._pending = Phase.CLOSING, b""
+        self.service.leave(self)
         self._read_deadline.set(LINGER)
         if self._half_closed or self.transport.is_closing() or not self.transport.can_write_eof():
-            # Not at once: asyncio calls connection_lost twice if a transport is closed within resume_writing.
+            # Not at once: asyncio calls connection_lost twice if a transport is closed within
+            # resume_writing.
             self.service.loop.call_soon(self.transport.close)
         else:
             with suppress(OSError):  # A reset has arrived that asyncio has not read yet; it reads it next.
                 self.transport.write_eof()
             self.transport.resume_reading()
+
+    def _hang_up(self) -> None:
+        """Close both halves: nothing was asked, so no answer can be lost."""
+        self.service.leave(self)
+        self.transport.close()
+        if self._scope["scheme"] == "https":  # The farewell of TLS is on its way, and would wait 30 s for its answer.
+            self.transport.abort()
 
     # --- deadlines ---
 
@@ -379,28 +395,25 @@ class Connection(asyncio.Protocol):
                 return
         if self._read_deadline.has_passed():
             self._end_reading()
-        if self._half_closed and self.phase is Phase.RESPONSE and self._is_gone():
-            self.reset()
+        if self._cycle is not None and (self._half_closed or not self.transport.is_reading()):
+            self._ask_the_kernel()
 
     def _end_reading(self) -> None:
         """Act on the passed deadline for reading."""
+        seconds = self.service.limits.body_timeout
         if self.phase is Phase.CLOSING:
             self.transport.abort()
         elif self.phase is Phase.IDLE:
-            self.transport.close()
-        elif self.phase is Phase.HEAD or not self._read_deadline.renew(
-            self.service.limits.body_timeout, self._body_read
-        ):
+            self._hang_up()
+        elif self.phase is Phase.HEAD or not self._read_deadline.renew(seconds, self._body_read):
             self._break_off(HTTPStatus.REQUEST_TIMEOUT)
 
-    def _is_gone(self) -> bool:
-        """Return whether a half-closed client has closed the other half too: poll(2) reports it unasked.
-
-        A Unix socket knows at once. Over TCP it takes a probe that is answered with a reset (`minibg.server.listen`): about
-        a minute, in which an application that waits for "http.disconnect" and sends nothing keeps waiting.
-        """
-        if not hasattr(select, "poll"):  # pragma: no cover - on Windows the next write finds it out
-            return False
-        poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
-        return bool(poll.poll(0))
+    def _ask_the_kernel(self) -> None:
+        """See the end of a client that no read reports."""
+        peer = presence_of_peer(self.transport.get_extra_info("socket"))
+        if peer is Peer.GONE:
+            self.reset()
+        elif peer is Peer.HALF_CLOSED:
+            self.service.leave(self)
+            if self._cycle is not None and self.phase is Phase.RESPONSE:  # In BODY more is unread.
+                self._cycle.disconnect()

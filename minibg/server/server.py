@@ -24,11 +24,21 @@ phase                                                 ends at the latest after
    The rest is cancelled *and awaited*, so that its   `CANCEL_GRACE` (5 s)
    clean-up finds everything in place; then every
    connection is reset.
-3. The application shuts down ("lifespan.shutdown").  by deadlines of its own: in minibg the tasks
-                                                      are drained here
+3. The application shuts down ("lifespan.shutdown").  ``shutdown_timeout`` (60 s), and the drain of
+   In minibg the tasks are drained here.              tasks: ``drain_seconds`` of their owner
+   If it does not answer, it is cancelled and          `CANCEL_GRACE` (5 s)
+   awaited.
 ====================================================  ===========================================
 
-`hurry` gives up the phase that is being waited for and goes on to the next; no phase is skipped.
+The sum is the longest time that a stop can take, whatever an application does. A request or a
+lifespan that swallows its cancellation, or that sits in a thread, is named in the log and left
+behind. `hurry` gives up what is being waited for and goes on to the next line; no phase is skipped.
+Before the start is complete it gives up the application's startup.
+
+**Accepting** is a loop of the server's own on ``sock_accept``. asyncio's and uvloop's do not fit:
+out of descriptors the one logs a line for each connection that the kernel holds and pauses for a
+second, and neither lets the server close an idle connection to get a descriptor, or see a TLS
+client before its handshake is over.
 
 "minibg.stopping" is an extension of each request's scope, by which endless streams can end
 themselves. The stop is not announced as "http.disconnect", because the client is still there.
@@ -40,25 +50,36 @@ event. Rejected too: ``asyncio.Server.wait_closed`` and its kin, whose meaning c
 
 import asyncio
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 
 from minibg.asgi import ASGIApp
 from minibg.log import SafeLogger
-from minibg.server.forwarded import Trust
+from minibg.server.forwarded import TrustedProxies
 from minibg.server.lifespan import CANCEL_GRACE, Lifespan
 from minibg.server.limits import Limits
-from minibg.server.listen import bind_tcp, bind_unix, naming, tls_context
-from minibg.server.protocol import Connection
+from minibg.server.listen import bind_tcp, bind_unix, oserrors_about, tls_context
+from minibg.server.protocol import LINGER, Connection
 from minibg.server.service import Service
 
 logger = SafeLogger("minibg.server")
 
-#: Connections the kernel completes before they are accepted. uvicorn's number; Linux cuts it to somaxconn.
+#: Connections the kernel completes before they are accepted. uvicorn's number; Linux lowers it to
+#: somaxconn.
 BACKLOG = 2048
+#: Connections that are accepted before the event loop has its turn again, so that a burst does not
+#: block it.
+ACCEPT_AT_ONCE = 64
+#: Seconds until the next try after a failed accept, which has no event: descriptors are the whole
+#: process's.
+ACCEPT_AGAIN = 0.05
+#: Seconds between two log lines about it.
+TELL_AGAIN = 1.0
 
 
 @dataclass(eq=False)
@@ -81,7 +102,8 @@ class Server:
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_keyfile_password: str | None = field(default=None, repr=False)
-    #: The path under which a proxy has mounted the application; it comes before each path of the scope.
+    #: The path under which a proxy has mounted the application; it comes before each path of the
+    #: scope.
     root_path: str = ""
     #: Addresses and networks, comma-separated, whose X-Forwarded headers are believed.
     forwarded_allow_ips: str = ""
@@ -90,17 +112,23 @@ class Server:
     addresses: list[tuple[str, int] | str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self._trusted = Trust(self.forwarded_allow_ips)
+        self._trusted = TrustedProxies(self.forwarded_allow_ips)
         self._lifespan_state: dict[str, Any] = {}
         self._lifespan = Lifespan(self.app, self._lifespan_state, self.addresses)
         self._service: Service | None = None
-        self._listeners: list[asyncio.Server] = []
+        #: The tasks that accept connections, each with its listening socket.
+        self._accepting: dict[asyncio.Task[None], socket.socket] = {}
+        #: The tasks of accepted connections until they are made, which takes a handshake with TLS.
+        self._connecting: set[asyncio.Task[None]] = set()
+        #: Seconds that the drain of tasks may add to the application's shutdown; set by the owner
+        #: of their pool.
+        self.drain_seconds = 0.0
         self._hurried = asyncio.Event()
         self._stop: asyncio.Task[None] | None = None
 
     @property
     def service(self) -> Service:
-        """What needs the event loop, from the start on: the connections, the requests, the clock."""
+        """The connections, the requests and the clock, from the start on. Raises RuntimeError before."""
         if self._service is None:
             raise RuntimeError("the server has not been started")
         return self._service
@@ -115,11 +143,8 @@ class Server:
     # --- start ---
 
     async def start(self) -> None:
-        """Bind, start the application, accept. Raises OSError and `StartupFailed`; then nothing is left behind."""
-        options: dict[str, Any] = {"backlog": BACKLOG}
-        if self.ssl_certfile:
-            options["ssl"] = tls_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
-            options["ssl_handshake_timeout"] = self.limits.header_timeout
+        """Bind, start the application, accept. Raises OSError and `StartupFailed`."""
+        tls = self._tls_options()
         async with AsyncExitStack() as undo:
             sockets = [undo.enter_context(sock) for sock in self._bind()]
             if self.uds is not None:
@@ -129,12 +154,19 @@ class Server:
             service = self._service = self._new_service()
             service.tick()
             for sock, address in zip(sockets, self._names(), strict=True):
-                with naming(address):  # Another process may have listened a moment earlier; uvloop hides it.
+                with oserrors_about(address):  # Another process may have listened a moment earlier.
                     sock.listen(BACKLOG)
-                listener = await service.loop.create_server(lambda: Connection(service), sock=sock, **options)
-                self._listeners.append(listener)
+                sock.setblocking(False)
+                self._accepting[service.loop.create_task(self._accept(sock, tls, service))] = sock
             undo.pop_all()
         logger.info("listening on %s", ", ".join(self._names()))
+
+    def _tls_options(self) -> dict[str, Any]:
+        if not self.ssl_certfile:
+            return {}
+        context = tls_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
+        seconds = {"ssl_handshake_timeout": self.limits.header_timeout, "ssl_shutdown_timeout": LINGER}
+        return {"ssl": context, **seconds}
 
     def _new_service(self) -> Service:
         return Service(
@@ -151,7 +183,7 @@ class Server:
 
     def _bind(self) -> list[socket.socket]:
         if self.fd is not None:
-            with naming(f"fd {self.fd}"):
+            with oserrors_about(f"fd {self.fd}"):
                 sockets = [socket.socket(fileno=self.fd)]
         elif self.uds is not None:
             sockets = [bind_unix(self.uds, self.uds_permissions)]
@@ -163,48 +195,97 @@ class Server:
             self.port = names[0][1]
         return sockets
 
+    # --- while it serves ---
+
+    async def _accept(self, listener: socket.socket, tls: dict[str, Any], service: Service) -> None:
+        """Accept connections until the task is cancelled."""
+        told = -inf
+        while True:
+            try:
+                self._take(*await service.loop.sock_accept(listener), tls, service)
+                for _ in range(ACCEPT_AT_ONCE):
+                    self._take(*listener.accept(), tls, service)
+            except BlockingIOError:  # All that had connected are accepted.
+                continue
+            except OSError as error:  # The process is out of descriptors, or the client has gone again.
+                service.close_idle()
+                if told + TELL_AGAIN <= service.loop.time():
+                    told = service.loop.time()
+                    logger.warning("cannot accept a connection: %s", error)
+                await asyncio.sleep(ACCEPT_AGAIN)
+            else:
+                await asyncio.sleep(0)
+
+    def _take(self, sock: socket.socket, peer: Any, tls: dict[str, Any], service: Service) -> None:
+        """Let an accepted socket become a `Connection`, if there is room at least for its 503."""
+        if service.is_full():
+            sock.close()
+            return
+        sock.setblocking(False)
+        task = service.loop.create_task(self._connect(sock, partial(Connection, service, peer), tls))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, sock: socket.socket, new: Callable[[], Connection], tls: dict[str, Any]) -> None:
+        """Make an accepted socket a `Connection`."""
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(new, sock, **tls)
+        except OSError as error:  # The handshake of TLS has failed, or was not made in time.
+            logger.debug("no connection: %s", error)
+
     # --- stop ---
 
     async def stop(self) -> None:
-        """Stop in phases. Every call waits for the same stop; to cancel one call does not end it."""
+        """Stop in phases. Every call waits for the same stop, and cancelling a call does not end it."""
         if self._stop is None:
             self._stop = asyncio.create_task(self._stop_in_phases())
         await asyncio.shield(self._stop)
 
     def hurry(self) -> None:
-        """Give up the phase that is being waited for."""
+        """Give up what is being waited for: a phase of the stop, or the application's startup."""
         self._hurried.set()
+        if self._service is None:
+            self._lifespan.hurry()
 
     async def _stop_in_phases(self) -> None:
         if self._service is None:
             return
         service = self._service
-        self._stop_accepting(service)
+        await self._stop_accepting(service)
         logger.info("stop 2/3: up to %g s for %d requests", self.limits.graceful_timeout, len(service.requests))
         if not await self._ended(service.empty.wait(), self.limits.graceful_timeout):
             await self._cancel_requests(service)
         service.close()
         logger.info("stop 3/3: the application shuts down")
         self._lifespan.shutdown()
-        await self._ended(self._lifespan.answered.wait(), None)
-        await self._lifespan.give_up()
+        seconds = self.limits.shutdown_timeout + self.drain_seconds
+        if not await self._ended(self._lifespan.answered.wait(), seconds):
+            logger.warning("stop 3/3: given up; the application is cancelled")
+        await self._ended(self._lifespan.give_up(), None)
         logger.info("stopped")
 
-    def _stop_accepting(self, service: Service) -> None:
+    async def _stop_accepting(self, service: Service) -> None:
         """Phase 1."""
         service.stopping.set()
-        for listener in self._listeners:
-            listener.close()
-        if self.uds is not None and self._listeners:  # Otherwise the path belongs to another server.
-            Path(self.uds).unlink(missing_ok=True)
         logger.info("stop 1/3: no new connections; %d are open", len(service.connections))
         for connection in tuple(service.connections):
             connection.shutdown()
         service.empty.clear()
         service.check_empty()
+        for tasks in (
+            self._accepting,
+            self._connecting,
+        ):  # In this order: each connecting task has begun, and has its socket.
+            ending = [task for task in tasks if task.cancel()]
+            if ending:
+                await asyncio.wait(ending)
+        for listener in self._accepting.values():
+            listener.close()
+        if self.uds is not None and self._accepting:  # Otherwise the path belongs to another server.
+            Path(self.uds).unlink(missing_ok=True)  # noqa: ASYNC240 - it is quick
 
     async def _cancel_requests(self, service: Service) -> None:
-        """Phase 2 has run out of time: cancel the applications, wait for their clean-up, reset every connection."""
+        """Cancel the applications at the end of phase 2, and reset every connection."""
         running = tuple(service.requests)
         logger.warning("stop 2/3: given up; %d requests are cancelled", len(running))
         for task in running:
@@ -218,11 +299,11 @@ class Server:
             connection.reset()
 
     async def _ended(self, phase: Coroutine[Any, Any, object], seconds: float | None) -> bool:
-        """Wait for the end of a phase, for its deadline or for the next `hurry`. Return whether it has ended."""
-        self._hurried.clear()
+        """Wait for the end of a phase, its deadline or the next `hurry`. Return whether it has ended."""
         waits = [asyncio.ensure_future(each) for each in (phase, self._hurried.wait())]
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         ended = waits[0].done()
         for wait in waits:
             wait.cancel()
+        self._hurried.clear()
         return ended

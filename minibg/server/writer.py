@@ -170,7 +170,3 @@ def plain_response(status: HTTPStatus, date: bytes, request: RequestHead, header
     fields = [(b"content-type", b"text/plain; charset=utf-8"), *headers]
     head = response_head(request, status, fields, len(body), close=True, date=date)
     return head.data if head.framing is Framing.NONE else head.data + body
-
-
-# The former name, for the files that still use it.
-UNREAD = NO_REQUEST

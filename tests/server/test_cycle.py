@@ -10,11 +10,11 @@ import pytest
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
 from minibg.server.cycle import NEXT_STAGES, Conversation, Cycle, Stage
-from minibg.server.forwarded import Trust
-from minibg.server.head import Request
+from minibg.server.forwarded import TrustedProxies
+from minibg.server.head import RequestHead
 from minibg.server.limits import Limits
 from minibg.server.service import Service
-from minibg.server.writer import UNREAD
+from minibg.server.writer import NO_REQUEST
 from tests.server.wire import read_body, respond
 
 START: Message = {"type": "http.response.start", "status": 200}
@@ -22,7 +22,7 @@ MORE: Message = {"type": "http.response.body", "body": b"part", "more_body": Tru
 LAST: Message = {"type": "http.response.body", "body": b"last"}
 END: Message = {"type": "http.disconnect"}
 
-GET = UNREAD._replace(method=b"GET", target=b"/", keep_alive=True)
+GET = NO_REQUEST._replace(method=b"GET", target=b"/", keep_alive=True)
 #: What the server adds to a head.
 OWN = b"date: D\r\nserver: minibg\r\n"
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n" + OWN + b"\r\nlast"
@@ -32,7 +32,9 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n" + OWN + b"\r\n"
 class Wireless:
     """A connection without a socket. It does at once what a cycle asks of it, and remembers the order."""
 
-    def __init__(self, app: ASGIApp, request: Request = GET, *, arrived: bytes = b"", complete: bool = True) -> None:
+    def __init__(
+        self, app: ASGIApp, request: RequestHead = GET, *, arrived: bytes = b"", complete: bool = True
+    ) -> None:
         self.paused = False
         #: The connection ends after the response.
         self.closes = False
@@ -41,7 +43,9 @@ class Wireless:
         #: The kernel takes nothing until `take` is called.
         self.slow = False
         self.calls: list[Any] = []
-        self.service = Service(app=app, limits=Limits(), trusted=Trust(), root_path="", access_log=False, state={})
+        self.service = Service(
+            app=app, limits=Limits(), trusted=TrustedProxies(), root_path="", access_log=False, state={}
+        )
         self.service.date = b"D"
         scope = {"type": "http", "method": "GET", "path": "/", "client": None}
         conversation: Conversation = self
@@ -338,10 +342,70 @@ async def test_the_cancellation_by_a_stop_is_no_fault_of_the_application(caplog:
     assert errors(caplog) == []
 
 
-def test_a_keyboard_interrupt_is_not_swallowed() -> None:
-    async def interrupted() -> None:
-        connection = Wireless(sending(error=KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            connection.cycle.run().send(None)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit(), SystemExit(3)], ids=repr)
+async def test_no_exception_of_the_application_ends_the_server(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await Wireless(sending(error=error)).run() == [500]
+    assert errors(caplog) == [f"GET '/': the application failed {WAITING}"]
 
-    asyncio.run(interrupted())
+
+async def test_a_cycle_that_is_closed_with_its_loop_asks_for_nothing() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    connection = Wireless(app)
+    run = connection.cycle.run()
+    run.send(None)
+    run.close()
+    assert connection.calls == []
+
+
+# --- clients that leave ---
+
+
+async def test_the_disconnect_comes_after_the_body_and_the_response_still_leaves() -> None:
+    seen: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend([await receive() for _ in range(3)])
+        await respond(send, b"last")
+
+    connection = Wireless(app, arrived=b"hi")
+    connection.cycle.disconnect()
+    assert await connection.run() == ["body taken", WHOLE, "response taken"]
+    assert seen == [{"type": "http.request", "body": b"hi", "more_body": False}, END, END]
+
+
+async def test_a_receive_that_waits_ends_with_the_client() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        asyncio.get_running_loop().call_soon(connection.cycle.disconnect)
+        assert await receive() == END
+        await respond(send, b"last")
+
+    connection = Wireless(app)
+    assert await connection.run() == ["body taken", WHOLE, "response taken"]
+
+
+@pytest.mark.parametrize("error", [None, ClientDisconnected("x")], ids=repr)
+@pytest.mark.parametrize("sent", [[], [START], [START, MORE]], ids=["waiting", "started", "streaming"])
+async def test_an_application_that_leaves_with_its_client_is_no_error(
+    sent: list[Message], error: BaseException | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        assert await receive() == END
+        await sending(*sent, error=error)(scope, receive, send)
+
+    connection = Wireless(app)
+    connection.cycle.disconnect()
+    assert [call for call in await connection.run() if not isinstance(call, bytes)] == ["body taken", "reset"]
+    assert errors(caplog) == []
+
+
+async def test_an_application_that_was_not_told_answers_for_its_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    connection = Wireless(sending())
+    connection.cycle.disconnect()
+    assert await connection.run() == [500]
+    assert errors(caplog) == [f"GET '/': the application returned {WAITING}"]

@@ -554,36 +554,81 @@ async def test_a_client_that_does_not_close_its_half_is_aborted(monkeypatch: pyt
 # --- limits ---
 
 
+@without_lifespan
+async def until_the_client_leaves(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with "ok" when the client has closed its half: a request that is in progress until then."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    await respond(send, b"ok")
+
+
 async def test_too_many_connections_are_answered_with_503() -> None:
-    async with serving(echo, max_connections=1) as server:
+    async with serving(until_the_client_leaves, max_connections=1, max_requests_in_progress=1) as server:
         first = await Client.to(server)
-        assert (await first.ask(GET))[0] == 200
-        second = await Client.to(server)
-        status, headers, _ = await second.response()
-        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
-        third = await Client.to(server)  # not even an answer, while the second lingers
-        assert await third.rest() == b""
-        assert (await first.ask(GET))[0] == 200
-        for client in (first, second, third):
+        await first.send(GET)
+        await seen_by(server, lambda connection: bool(connection._cycle))
+        clients = [await Client.to(server) for _ in range(2)]
+        for client in clients:
+            status, headers, _ = await client.response()
+            assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        clients.append(await Client.to(server))  # not even an answer, while the others linger
+        assert await clients[-1].rest() == b""
+        first.writer.write_eof()
+        assert (await first.response())[2] == b"ok"
+        for client in (first, *clients):
             client.writer.close()
 
 
-async def test_those_that_are_refused_keep_nobody_out() -> None:
-    async with serving(echo, max_connections=1) as server:
+async def test_refused_connections_keep_no_client_out() -> None:
+    async with serving(until_the_client_leaves, max_connections=1) as server:
         first = await Client.to(server)
-        assert (await first.ask(GET_CLOSE))[0] == 200
+        await first.send(GET)
+        await seen_by(server, lambda connection: bool(connection._cycle))
         refused = await Client.to(server)
         assert (await refused.response())[0] == 503
-        first.writer.close()
-        async with asyncio.timeout(5):
-            while (
-                len(server.service.connections) > 1
-            ):  # turns of the loop, not time: the end of the first is on its way
-                await asyncio.sleep(0)
-        assert server.service.refused == server.service.connections
+        first.writer.write_eof()
+        assert (await first.response())[0] == 200
         second = await Client.to(server)
-        assert (await second.ask(GET))[0] == 200
-        for client in (refused, second):
+        await second.send(GET)
+        second.writer.write_eof()
+        assert (await second.response())[0] == 200
+        for client in (first, refused, second):
+            client.writer.close()
+
+
+async def test_the_connection_that_is_idle_longest_gives_way_to_a_new_one() -> None:
+    async with serving(echo, max_connections=3) as server:
+        clients = [await Client.to(server) for _ in range(3)]
+        for client in (clients[1], clients[0], clients[2], clients[1]):
+            assert (await client.ask(GET))[0] == 200
+        clients.append(await Client.to(server))
+        assert (await clients[-1].ask(GET))[0] == 200
+        assert await clients[0].rest() == b""
+        for client in clients[1:]:
+            assert (await client.ask(GET))[0] == 200
+        for client in clients:
+            client.writer.close()
+
+
+async def test_too_many_requests_in_progress_are_answered_with_503_until_a_handler_has_ended() -> None:
+    go = asyncio.Event()
+
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"ok")
+        await go.wait()
+
+    async with serving(app, max_requests_in_progress=2) as server:
+        first = await Client.to(server)
+        assert [(await first.ask(GET))[0] for _ in range(2)] == [200, 200]  # their handlers are at work
+        second = await Client.to(server)
+        status, headers, _ = await second.ask(GET)
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        handlers = tuple(server.service.requests)
+        go.set()
+        await asyncio.gather(*handlers)
+        assert (await first.ask(GET))[0] == 200
+        for client in (first, second):
             client.writer.close()
 
 

@@ -1,12 +1,15 @@
 """Start and stop: phases, deadlines, hurry; several servers; where it listens."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import socket
 import ssl
 import stat
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,10 @@ import pytest
 import trustme
 
 from minibg.asgi import ClientDisconnected, Receive, Scope, Send
-from minibg.server import Limits, Server
+from minibg.server import Limits, Server, StartupFailed
 from minibg.server import server as module
 from minibg.server.listen import bind_tcp
-from tests.server.wire import GET, Client, Recorder, echo, respond, serving, without_lifespan
+from tests.server.wire import GET, Client, Recorder, connections, echo, respond, serving, without_lifespan
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -185,10 +188,100 @@ async def test_an_application_that_swallows_its_cancellation_is_left_behind(
     await asyncio.gather(*server.service.requests)
 
 
+async def test_hurry_goes_on_to_the_next_phase_whatever_the_application_swallows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It swallows its cancellation in a request and in the shutdown, and sits in a thread that does not end."""
+    running, shutdown, thread = asyncio.Event(), asyncio.Event(), threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            shutdown.set()
+        running.set()
+        if scope.get("path") == "/thread":
+            await asyncio.to_thread(thread.wait)
+        while not thread.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    async with serving(app, graceful_timeout=1000, shutdown_timeout=1000) as server:
+        clients = [await Client.to(server) for _ in range(2)]
+        for client, path in zip(clients, (b"/ ", b"/thread "), strict=True):
+            running.clear()
+            await client.send(GET.replace(b"/ ", path))
+            await running.wait()
+        async with asyncio.timeout(2):
+            stop = asyncio.create_task(server.stop())
+            await server.service.stopping.wait()
+            for _ in ("the requests", "their clean-up"):
+                for _ in range(10):
+                    await asyncio.sleep(0)  # turns of the loop: until the phase waits
+                server.hurry()
+            await shutdown.wait()
+            while not stop.done():  # the shutdown, and its clean-up
+                server.hurry()
+                await asyncio.sleep(0)
+        left = tuple(server.service.requests)
+        thread.set()
+        await asyncio.gather(*left, return_exceptions=True)
+        assert await clients[0].is_reset()
+        assert (await clients[1].response())[0] == 500  # its application ended by its cancellation
+        for client in clients:
+            client.writer.close()
+    complaints = [record.getMessage()[:42] for record in caplog.records if record.levelno == logging.ERROR]
+    assert complaints.count("does not end when cancelled, and is left b") == 1  # the thread's request did end
+
+
+async def test_a_stop_ends_within_the_sum_of_its_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CANCEL_GRACE", 0.1)
+    monkeypatch.setattr("minibg.server.lifespan.CANCEL_GRACE", 0.1)
+    running, end = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+        running.set()
+        while not end.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await end.wait()
+
+    async with serving(app, graceful_timeout=0.1, shutdown_timeout=0.1) as server:
+        client = await Client.to(server)
+        running.clear()
+        await client.send(GET)
+        await running.wait()
+        async with asyncio.timeout(1):
+            await server.stop()
+        left = tuple(server.service.requests)
+        end.set()
+        await asyncio.gather(*left)
+        client.writer.close()
+
+
+async def test_a_startup_that_hangs_can_be_given_up() -> None:
+    asked = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    server = Server(app, port=0)
+    start = asyncio.create_task(server.start())
+    await asked.wait()
+    server.hurry()
+    async with asyncio.timeout(1):
+        with pytest.raises(StartupFailed):
+            await start
+
+
 async def test_the_end_of_the_server_can_be_seen_by_a_stream() -> None:
     @without_lifespan
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        stopping = scope["extensions"]["minibg.stopping"]
+        stopping = scope["extensions"]["minibg.stopping"]["event"]
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body", "body": b"tick", "more_body": True})
         assert not stopping.is_set()
@@ -463,6 +556,35 @@ async def test_a_client_that_connects_and_never_begins_with_tls_is_cut(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET / HT"], ids=["silent", "half a head"])
+async def test_an_idle_client_of_tls_ends_in_time_and_holds_no_stop(
+    sent: bytes, authority: tuple[trustme.CA, Path]
+) -> None:
+    """asyncio waits 30 s for the client's farewell, which a client that does not read never sends."""
+    context = ssl.create_default_context()
+    authority[0].configure_trust(context)
+
+    def connect(server: Server) -> ssl.SSLSocket:
+        sock = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+        return context.wrap_socket(sock, server_hostname="localhost")
+
+    async with serving(echo, ssl_certfile=os.fspath(authority[1]), header_timeout=0.6) as server:
+        with await asyncio.to_thread(connect, server) as client:
+            client.sendall(sent)
+            async with asyncio.timeout(3):
+                while not server.service.connections:
+                    await asyncio.sleep(0)
+                while server.service.connections:
+                    await asyncio.sleep(0.01)
+    async with serving(echo, ssl_certfile=os.fspath(authority[1]), graceful_timeout=1000) as server:
+        with await asyncio.to_thread(connect, server) as client:
+            client.sendall(sent)
+            while not server.service.connections:
+                await asyncio.sleep(0)
+            async with asyncio.timeout(1):
+                await server.stop()
+
+
 async def test_a_missing_certificate_is_an_error() -> None:
     with pytest.raises(OSError):
         await Server(echo, port=0, ssl_certfile="missing.pem").start()
@@ -479,3 +601,35 @@ async def test_a_connection_that_comes_with_the_stop_is_closed() -> None:
 def test_a_limit_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="keep_alive must be positive, not 0"):
         Limits(keep_alive=0)
+
+
+async def test_time_in_which_the_server_was_paused_is_not_the_clients() -> None:
+    async with serving(echo, header_timeout=0.5, body_timeout=0.5) as server:
+        head, body, idle = [await Client.to(server) for _ in range(3)]
+        await head.send(GET[:20])
+        await body.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhel")
+        await idle.ask(GET)
+        while {each.phase.value for each in connections(server)} != {"head", "body", "idle"}:
+            await asyncio.sleep(0)
+        time.sleep(1.5)  # the loop is blocked, as by a paused process
+        await asyncio.sleep(0.1)  # a tick comes, late
+        assert (await head.ask(GET[20:]))[0] == 200
+        assert (await body.ask(b"lo"))[0] == 200
+        assert (await idle.ask(GET))[0] == 200
+        for client in (head, body, idle):
+            client.writer.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, SystemExit])
+async def test_no_exception_of_a_handler_stops_the_server(error: type[BaseException]) -> None:
+    @without_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/fails":
+            raise error
+        await respond(send, b"ok")
+
+    async with serving(app) as server:
+        for path, status in ((b"/fails ", 500), (b"/ ", 200)):
+            client = await Client.to(server)
+            assert (await client.ask(GET.replace(b"/ ", path)))[0] == status
+            client.writer.close()

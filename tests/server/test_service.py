@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from minibg.server.forwarded import Trust
+from minibg.server.forwarded import TrustedProxies
 from minibg.server.limits import PROGRESS, Limits
 from minibg.server.service import Deadline, Service
 from tests.server.wire import echo
@@ -43,7 +43,7 @@ class Watched:
 
 
 def service_of(loop: Any, **limits: Any) -> Service:
-    settings: dict[str, Any] = {"trusted": Trust(), "root_path": "", "access_log": False, "state": {}}
+    settings: dict[str, Any] = {"trusted": TrustedProxies(), "root_path": "", "access_log": False, "state": {}}
     return Service(app=echo, limits=Limits(**limits), loop=loop, **settings)
 
 
@@ -58,10 +58,11 @@ async def test_the_tick_sets_the_date_asks_every_connection_and_comes_back() -> 
     service = service_of(loop)
     service.connections.add(connection)
     service.tick()
-    assert (service.now, connection.asked) == (100.0, 1)
+    assert (service.now, connection.asked) == (0.0, 1)
+    at(service, 101.0)
+    assert (service.now, connection.asked) == (1.0, 2)
     assert service.date.endswith(b" GMT")
-    [(delay, callback)] = loop.timers
-    assert (delay, callback) == (1.0, service.tick)
+    assert loop.timers == [(1.0, service.tick)] * 2
     service.close()
     assert loop.timers == []
 
@@ -93,12 +94,26 @@ async def test_progress_renews_a_deadline_and_less_does_not() -> None:
     deadline = Deadline(service)
     at(service, 100.0)
     deadline.set(1.0, 500)
+    at(service, 101.0)
     at(service, 102.0)
     assert deadline.has_passed()
     assert not deadline.renew(1.0, 500 + PROGRESS - 1)
     assert deadline.has_passed()
     assert deadline.renew(1.0, 500 + PROGRESS)
     assert not deadline.has_passed()
+    at(service, 103.0)
     at(service, 104.0)
     assert deadline.has_passed()
     assert not deadline.renew(1.0, 500 + PROGRESS)  # measured from the last renewal
+
+
+async def test_time_that_the_server_has_lost_is_not_counted() -> None:
+    service = service_of(Loop())
+    deadline = Deadline(service)
+    at(service, 101.0)
+    deadline.set(3.0)
+    seen = []
+    for moment in (102.0, 110.0, 111.0, 200.0, 201.5, 202.5):
+        at(service, moment)
+        seen.append((service.now, deadline.has_passed()))
+    assert seen == [(2.0, False), (2.0, False), (3.0, False), (3.0, False), (4.5, False), (5.5, True)]
