@@ -93,7 +93,9 @@ class Options(TypedDict, total=False):
     max_headers: int
     max_body: int
     max_connections: int
+    max_requests_in_progress: int
     graceful_timeout: float
+    shutdown_timeout: float
     # Of `Pool`.
     task_workers: int
     queue_limit: int
