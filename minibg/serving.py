@@ -50,6 +50,7 @@ from minibg.asgi import ASGIApp
 from minibg.background import Pool
 from minibg.log import SafeLogger
 from minibg.server import Limits, Server
+from minibg.server.listen import raise_descriptor_limit
 
 logger = SafeLogger("minibg")
 
@@ -163,7 +164,9 @@ def serve(
         app = AfterResponse(app, pool, **of_pool)
     elif pool is not None or of_pool:
         raise TypeError("the application is an AfterResponse already: its pool has its own options")
-    return TaskServer(app, limits=limits or Limits(**of_limits), **_only(options, SERVER))
+    server = TaskServer(app, limits=limits or Limits(**of_limits), **_only(options, SERVER))
+    server.drain_seconds = app.pool.stop_seconds
+    return server
 
 
 def run(
@@ -188,6 +191,7 @@ def run(
     found: Any = load(app, app_dir) if isinstance(app, str) else app
     found = checked(make(found, name) if factory else found, f"what {name} returned" if factory else name)
     server = serve(found, pool=pool, limits=limits, **options)
+    raise_descriptor_limit()
     event_loop = loop_factory(loop)()
     try:
         event_loop.run_until_complete(_serve_until_signalled(server))

@@ -36,7 +36,7 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from minibg.background.admission import Admission
 from minibg.background.clock import Clock, SystemClock, count, seconds as checked_seconds
-from minibg.background.drain import JOURNAL_SECONDS, Drain, DrainReport
+from minibg.background.drain import CLEANUP_SECONDS, JOURNAL_SECONDS, Drain, DrainReport
 from minibg.background.follow import Follower
 from minibg.background.kept import InMemory, Journal
 from minibg.background.ledger import Ledger
@@ -46,7 +46,7 @@ from minibg.background.result import CancelOutcome, Event, Statistics, TaskResul
 from minibg.background.run import CancelReason, Request, Run
 from minibg.background.slots import Slots
 from minibg.background.task import CallKind
-from minibg.background.worker import Workers
+from minibg.background.worker import CANCEL_SECONDS, Workers
 from minibg.threads import on_loop
 
 P = ParamSpec("P")
@@ -148,7 +148,7 @@ class Pool:
         `drain.py`).
 
         May be called more than once, and from anywhere: every caller gets the same report. Takes at
-        most ``drain_timeout`` and 11 seconds.
+        most `stop_seconds`.
         """
         if self._state is PoolState.NEW:
             return DrainReport(0, (), 0.0)
@@ -195,6 +195,11 @@ class Pool:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.stop()
+
+    @property
+    def stop_seconds(self) -> float:
+        """The longest time that `stop` takes, whatever a task does."""
+        return self.drain_timeout + CLEANUP_SECONDS + CANCEL_SECONDS + JOURNAL_SECONDS
 
     @property
     def is_new(self) -> bool:
