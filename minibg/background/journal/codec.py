@@ -191,7 +191,7 @@ def update_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
 def end_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
     """Return the fields of the end of an attempt: a final status, or WAITING for a retry."""
     result = run.result
-    fields = {"row": stored.row, "attempts": result.attempts, "status": result.status}
+    fields: dict[str, Any] = {"row": stored.row, "attempts": result.attempts, "status": result.status}
     if result.finished is not None:
         fields["finished_at"] = result.finished
     if result.errors:
