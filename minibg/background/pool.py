@@ -43,7 +43,7 @@ from minibg.background.ledger import Ledger
 from minibg.background.periodic import Periodic
 from minibg.background.queue import Queue
 from minibg.background.result import CancelOutcome, Event, Statistics, TaskResult, TaskStatus
-from minibg.background.run import CancelReason, Request, Run
+from minibg.background.run import CancelReason, Ids, Request, Run
 from minibg.background.slots import Slots
 from minibg.background.task import CallKind
 from minibg.background.worker import CANCEL_SECONDS, Workers
@@ -104,6 +104,7 @@ class Pool:
         self._workers = Workers(count("workers=", workers), *shared, random)
         #: The way in, for holds.
         self.admission = Admission(self._slots, self._ledger, self._queue, self._journal, clock)
+        self._ids = Ids()
         self._state = PoolState.NEW
         #: The event loop that it belongs to; None before `open`.
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -358,7 +359,7 @@ class Pool:
         """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be
         run or kept.
         """
-        run = Run.of(func, args, kwargs, origin, self._clock)
+        run = Run.of(func, args, kwargs, origin, self._clock, self._ids)
         self._journal.check_storable(run)
         return run
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, Unpack
 
 from minibg.background import Clock, Follower, Pool, Task, TaskResult, TaskStatus
-from minibg.background.run import Run
+from minibg.background.run import Ids, Run
 from minibg.background.task import CallOptions, Options
 
 P = ParamSpec("P")
@@ -29,7 +29,7 @@ def named(name: str, function: Callable[P, R], **options: Unpack[CallOptions]) -
 
 def a_run(clock: Clock, **options: Unpack[CallOptions]) -> Run:
     """Return a run of a task that does nothing, named "a"."""
-    return Run.of(named("a", nothing, **options), (), {}, "", clock)
+    return Run.of(named("a", nothing, **options), (), {}, "", clock, Ids())
 
 
 async def story(follower: Follower) -> Story:

@@ -9,7 +9,7 @@ import pytest
 
 from minibg.background import BackgroundTasks, Event, Pool, QueueFull, Retry, Task, TaskResult, TaskStatus
 from minibg.background.kept import InMemory
-from minibg.background.run import Run, StoredRun
+from minibg.background.run import Ids, Run, StoredRun
 from minibg.background.task import CallOptions
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named, nothing, reached, story, turn
@@ -401,7 +401,9 @@ async def test_two_commits_of_a_shared_run_and_a_task_of_its_own_both_return(ord
 
 
 def left_by_an_earlier_process(clock: FakeClock, *options: CallOptions) -> list[Run]:
-    return [Run.of(named(f"{number}", nothing, **each), (), {}, "", clock) for number, each in enumerate(options)]
+    return [
+        Run.of(named(f"{number}", nothing, **each), (), {}, "", clock, Ids()) for number, each in enumerate(options)
+    ]
 
 
 async def restored(clock: FakeClock, *batches: list[Run]) -> Pool:

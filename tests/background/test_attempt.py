@@ -11,7 +11,7 @@ import pytest
 
 from minibg.background import Event, Pool, Retry, TaskStatus
 from minibg.background.attempt import Outcome, Verdict, judge, perform
-from minibg.background.run import Attempt, CancelReason, Run, StoredRun
+from minibg.background.run import Attempt, CancelReason, Ids, Run, StoredRun
 from minibg.background.task import CallKind
 from minibg.threads import Threads
 from tests.background.fake_clock import FakeClock
@@ -77,7 +77,7 @@ async def test_an_awaitable_that_is_returned_is_awaited_on_the_event_loop(
 
 
 def failed_attempt(*, retry: Retry | None = None, attempts: int = 1, stored: bool = False) -> Run:
-    run = Run.of(named("a", where, retry=retry, timeout=3), (), {}, "", FakeClock())
+    run = Run.of(named("a", where, retry=retry, timeout=3), (), {}, "", FakeClock(), Ids())
     run.result.attempts = attempts
     run.stored = StoredRun("[]") if stored else None
     return run
@@ -141,7 +141,7 @@ async def test_the_caller_of_an_attempt_can_be_cancelled_in_the_moment_it_ends()
     async def ends_with_the_caller() -> None:
         loop.call_soon(caller.cancel)
 
-    run, attempt = Run.of(ends_with_the_caller, (), {}, "", FakeClock()), Attempt(CallKind.COROUTINE, 0.0)
+    run, attempt = Run.of(ends_with_the_caller, (), {}, "", FakeClock(), Ids()), Attempt(CallKind.COROUTINE, 0.0)
     caller = asyncio.create_task(perform(run, attempt, Threads("test", 1)))
     await asyncio.wait([caller])
     assert (caller.cancelled(), attempt.task) == (True, None)

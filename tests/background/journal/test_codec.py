@@ -11,7 +11,7 @@ import pytest
 from minibg.background import Retry, TaskError, TaskStatus, task
 from minibg.background.journal import codec
 from minibg.background.journal.schema import Row
-from minibg.background.run import Run
+from minibg.background.run import Ids, Run
 from minibg.background.task import TASKS
 from tests.background.fake_clock import FakeClock
 from tests.background.journal.files import NOW
@@ -21,7 +21,7 @@ CLOCK = FakeClock()
 
 
 def run_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Run:
-    return Run.of(function, args, kwargs, "POST /register", CLOCK)
+    return Run.of(function, args, kwargs, "POST /register", CLOCK, Ids())
 
 
 def encoded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Run:
@@ -187,7 +187,7 @@ def test_a_record_comes_back_as_it_was() -> None:
 
 
 def test_an_origin_that_a_file_cannot_hold_is_escaped() -> None:
-    run = Run.of(play, ("a",), {}, "GET /\udcff/\u00e9", CLOCK)
+    run = Run.of(play, ("a",), {}, "GET /\udcff/\u00e9", CLOCK, Ids())
     codec.encode_call(run)
     assert row_of(run).origin == "GET /\\udcff/\u00e9"
 
