@@ -91,6 +91,7 @@ run(app, reload=True)  # type: ignore[call-arg]
         "-m",
         "mypy",
         "--strict",
+        "--follow-imports=silent",
         "--cache-dir",
         str(tmp_path / "cache"),
         str(tmp_path / "typed.py"),
