@@ -215,13 +215,12 @@ class _Response:
         try:
             await self._hold.commit()
         except NotAccepted as refusal:
-            logger.warning("a task that was added after the response head was not accepted: %s", refusal)
-            self._hold.drop_uncommitted()
+            self._hold.drop_uncommitted(f"it was added after the response head: {refusal}")
 
     async def refuse(self, refusal: NotAccepted) -> None:
         """Answer in place of the application: 503 with Retry-After (RFC 9110 §10.2.3, §15.6.4)."""
         self.head = Head.REPLACED
-        self._hold.drop()
+        self._hold.drop(str(refusal))
         body = f"{refusal}\n".encode()
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),

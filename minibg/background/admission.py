@@ -107,14 +107,16 @@ class Admission:
         if ready:
             self._queue.put(Batch(*ready))
 
-    def drop(self, run: Run) -> None:
+    def drop(self, run: Run) -> bool:
         """Give up one holder of a run; drop the run when that was the last, and it has not been
-        released.
+        released. Return whether it was dropped.
         """
         run.holders -= 1
-        if run.holders == 0 and run.result.status is TaskStatus.HELD:
-            self._ledger.note(run, Event.DROP)
-            self.slots.free(run)
+        if run.holders or run.result.status is not TaskStatus.HELD:
+            return False
+        self._ledger.note(run, Event.DROP)
+        self.slots.free(run)
+        return True
 
     # --- runs that a journal gives back ---
 

@@ -32,8 +32,11 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from minibg.background.clock import count, seconds
 from minibg.background.pool import Pool
-from minibg.background.result import TaskResult
-from minibg.background.run import Run
+from minibg.background.result import Event, TaskResult
+from minibg.background.run import Run, of_origin
+from minibg.log import SafeLogger
+
+logger = SafeLogger("minibg.background")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -125,19 +128,23 @@ class BackgroundTasks:
         if runs:
             self.pool.admission.release(runs)
 
-    def drop(self) -> None:
-        """Drop the runs, but for those that run always: no response was produced."""
+    def drop(self, reason: str = "its response was not produced") -> None:
+        """Drop the runs, but for those that run always. ``reason`` is for the log."""
         self._free_reserved()
-        self._drop([run for run, always in self._runs.items() if not always])
+        self._drop([run for run, always in self._runs.items() if not always], reason)
 
-    def drop_uncommitted(self) -> None:
+    def drop_uncommitted(self, reason: str = "it was added too late to be accepted") -> None:
         """Drop the runs that were added too late to be accepted. The accepted ones stay."""
-        self._drop([run for run in self._runs if run not in self._committed])
+        self._drop([run for run in self._runs if run not in self._committed], reason)
 
-    def _drop(self, runs: list[Run]) -> None:
+    def _drop(self, runs: list[Run], reason: str) -> None:
         for run in runs:
             del self._runs[run]
-            self.pool.admission.drop(run)
+        dropped = [f"{run.result.name} {run.result.id}" for run in runs if self.pool.admission.drop(run)]
+        if dropped:
+            fields = {"event": Event.DROP.value, "origin": self._origin, "number": len(dropped), "reason": reason}
+            message = "%d dropped%s, because %s: %s"
+            logger.warning(message, len(dropped), of_origin(self._origin), reason, ", ".join(dropped), extra=fields)
 
     def _free_reserved(self) -> None:
         unused, self._reserved = self._reserved, 0

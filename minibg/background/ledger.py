@@ -18,9 +18,10 @@ Guarantees:
 - Logging and followers never disturb a transition: see `minibg.log` and `follow.py`.
 
 **The log.** A run leaves one line at its end: INFO when it was successful or cancelled, ERROR with
-the traceback when it failed, WARNING when it was dropped; and a WARNING with the traceback for each
-attempt that is followed by another. The other transitions are DEBUG. A line is logged in the
-context of its run, so a filter that reads a request id from a context variable finds it.
+the traceback when it failed; and a WARNING with the traceback for each attempt that is followed by
+another. The other transitions are DEBUG, DROP among them: the hold has one WARNING for all runs
+that it drops together. A line is logged in the context of its run, so a filter that reads a request
+id from a context variable finds it.
 
 All methods are for the event loop's thread.
 """
@@ -48,7 +49,6 @@ LEVELS = {
     Event.SUCCEED: logging.INFO,
     Event.CANCEL: logging.INFO,
     Event.RETRY: logging.WARNING,
-    Event.DROP: logging.WARNING,
     Event.FAIL: logging.ERROR,
 }
 

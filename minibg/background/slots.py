@@ -31,7 +31,12 @@ from typing import NamedTuple
 from minibg.background.clock import Clock
 from minibg.background.errors import SHORTEST_RETRY_AFTER, PoolStopped, QueueFull
 from minibg.background.run import Run
+from minibg.log import SafeLogger
 
+logger = SafeLogger("minibg.background")
+
+#: Seconds between two warnings of a full queue: a burst of refusals is one line, not thousands.
+WARNING_SECONDS = 10.0
 #: Weight of the newest interval in the moving average of the time between two freed slots. About
 #: ten intervals decide: short enough to follow a burst, long enough not to follow one task.
 NEWEST_INTERVAL = 0.1
@@ -61,6 +66,9 @@ class Slots:
         #: When the last slot was freed (monotonic), and the average of the seconds between two.
         self._freed_at: float | None = None
         self._interval = 0.0
+        #: Refusals since the last warning of a full queue, and when the next one may be logged.
+        self._refusals = 0
+        self._warn_at = -math.inf
 
     def reserve_nowait(self) -> None:
         """Take a slot. Raises QueueFull."""
@@ -145,12 +153,23 @@ class Slots:
 
     def _full(self, wanted: int) -> QueueFull:
         """Return the refusal, with an estimate of when there will be a free slot."""
+        if wanted <= self.limit:
+            self._warn()
         if self._freed_at is None:
             return QueueFull(self.limit, wanted=wanted)
         standstill = self._clock.monotonic() - self._freed_at
         estimate = math.ceil(max(self._interval, standstill) * wanted)
         bounded = min(max(estimate, SHORTEST_RETRY_AFTER), LONGEST_RETRY_AFTER)
         return QueueFull(self.limit, wanted=wanted, retry_after=bounded)
+
+    def _warn(self) -> None:
+        """Log that the queue is full: at the first refusal, then every `WARNING_SECONDS` at most."""
+        self._refusals += 1
+        now = self._clock.monotonic()
+        if now >= self._warn_at:
+            message = "the queue is full, %d of %d slots are taken: %d refused since the last such line"
+            logger.warning(message, self.taken, self.limit, self._refusals)
+            self._refusals, self._warn_at = 0, now + WARNING_SECONDS
 
     def _measure(self) -> None:
         now = self._clock.monotonic()

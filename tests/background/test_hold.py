@@ -3,6 +3,7 @@ reserves.
 """
 
 import asyncio
+import logging
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from minibg.background import BackgroundTasks, Pool, PoolStopped, QueueFull, TaskStatus
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import named, nothing, reached, story, turn
+from tests.shared import logged
 
 # --- hold, commit, release, drop ---
 
@@ -56,6 +58,26 @@ async def test_always_runs_whatever_happened() -> None:
         hold.release()
         await always.wait()
     assert (dropped.status, always.status) == (TaskStatus.DROPPED, TaskStatus.SUCCESSFUL)
+
+
+async def test_runs_that_are_dropped_together_are_one_warning_with_their_number_and_the_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A run that another hold shares is not dropped, and not named."""
+    async with Pool() as pool:
+        hold, other = BackgroundTasks(pool, "POST /a"), BackgroundTasks(pool, "POST /b")
+        shared = named("shared", nothing).using(key="1")
+        results = [hold.add_task(each) for each in (named("a", nothing), named("b", nothing), shared)]
+        other.add_task(shared)
+        hold.drop("the disk is full")
+        hold.drop()  # There is nothing left to drop.
+        other.release()
+        await pool.idle()
+    names = f"a {results[0].id}, b {results[1].id}"
+    assert logged(caplog) == [f"2 dropped of POST /a, because the disk is full: {names}"]
+    [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    fields = {name: vars(record)[name] for name in ("event", "origin", "number", "reason")}
+    assert fields == {"event": "drop", "origin": "POST /a", "number": 2, "reason": "the disk is full"}
 
 
 async def test_after_a_drop_the_handler_of_the_error_may_add_its_own_task() -> None:

@@ -8,6 +8,7 @@ from minibg.background import BackgroundTasks, Event, Pool, QueueFull, Retry, Ta
 from minibg.background.slots import Slots
 from tests.background.fake_clock import FakeClock
 from tests.background.recording import a_run, named, nothing, reached, turn
+from tests.shared import logged
 
 
 async def reserved(limit: int, taken: int) -> tuple[Slots, FakeClock]:
@@ -20,6 +21,19 @@ async def reserved(limit: int, taken: int) -> tuple[Slots, FakeClock]:
 
 
 # --- without waiting ---
+
+
+async def test_a_full_queue_is_a_warning_at_once_and_then_every_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    slots, clock = await reserved(2, taken=2)
+    for seconds in (0, 0, 9.9, 0.1, 60):
+        clock.advance(seconds)
+        with pytest.raises(QueueFull):
+            slots.reserve_nowait()
+    with pytest.raises(QueueFull):
+        await slots.reserve(3, None)  # More than there are: this is no full queue.
+    assert logged(caplog) == [
+        f"the queue is full, 2 of 2 slots are taken: {number} refused since the last such line" for number in (1, 3, 1)
+    ]
 
 
 def test_a_slot_is_refused_at_the_limit_and_a_run_frees_its_slot_once() -> None:
