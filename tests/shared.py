@@ -9,10 +9,14 @@ where there is nothing to wait for, because the test shows that something does *
 the loop turn.
 """
 
+import sys
+import time
 import asyncio
 import logging
 import socket
 import struct
+import sys
+import time
 
 import pytest
 
@@ -46,3 +50,41 @@ def reset_at_close(sock: socket.socket) -> None:
 def logged(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
     """Return the messages of the log from a level on, in order."""
     return [record.getMessage() for record in caplog.records if record.levelno >= level]
+
+
+# --- the processor's time ---
+
+#: Seconds that `_reference` takes on the machine on which the limits were chosen.
+NOMINAL_SECONDS = 0.0005
+
+
+def _reference() -> float:
+    """Return the seconds of a loop in pure Python, the best of a few."""
+    best = float("inf")
+    for _ in range(5):
+        start = time.thread_time()
+        for _ in range(40_000):
+            pass
+        best = min(best, time.thread_time() - start)
+    return best
+
+
+class Stopwatch:
+    """The processor time of this thread between `__enter__` and `__exit__`, in seconds of the nominal machine.
+
+    Coverage's tracing is off meanwhile, and a machine that is slower than the nominal one, because it is shared for
+    example, is allowed as much more: what is compared is the work and not the clock.
+    """
+
+    seconds = 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        self._trace = sys.gettrace()
+        sys.settrace(None)
+        self._slower = max(1.0, _reference() / NOMINAL_SECONDS)
+        self._start = time.thread_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = (time.thread_time() - self._start) / self._slower
+        sys.settrace(self._trace)

@@ -1,11 +1,11 @@
 """The client behind a proxy."""
 
-import time
-
 import pytest
 
 from minibg.server.forwarded import MAX_HOPS, TrustedProxies
 from tests.server.wire import Client, Recorder, serving
+
+from tests.shared import Stopwatch
 
 PEER = ("10.0.0.1", 5000)
 
@@ -78,9 +78,9 @@ def test_an_ipv4_address_in_the_form_of_ipv6_is_that_ipv4_address(allowed: str) 
 @pytest.mark.parametrize("hop", ["10.0.0.2,", "1.2.3.4,", ",", "::1,", "x,"])
 def test_no_header_blocks_the_event_loop_for_20_ms(allowed: str, hop: str) -> None:
     value = (hop * 32_000)[:32_000]
-    start = time.thread_time()
-    client_of(allowed, PEER, f"x-forwarded-for: {value}")
-    assert time.thread_time() - start < 0.02
+    with Stopwatch() as watch:
+        client_of(allowed, PEER, f"x-forwarded-for: {value}")
+    assert watch.seconds < 0.02
 
 
 def test_only_so_many_entries_are_read() -> None:
