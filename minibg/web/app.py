@@ -169,7 +169,7 @@ class App:
         async with AsyncExitStack() as stack:
             result = await route.plan(request, stack)
             response = result if isinstance(result, Response) else route.respond(result)
-            await response(request.scope, receive, send)
+            await response(request.scope, request.receive, send)
         if response is None:
             raise RuntimeError(f"a dependency of {route.name} swallowed its exception: there is nothing to answer")
 
