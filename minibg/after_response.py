@@ -13,7 +13,7 @@ both sides, and it adds one thing: a moment. For each request:
    [start.1]
 
 **A promise is the head that left.** `Head` is what has become of the response head, and this value
-alone decides between release and drop, in the last lines of `AfterResponse._respond`:
+decides between release and drop, in the last lines of `AfterResponse._respond`:
 
 - An application that raises before its head has left has its hold *dropped*, except for tasks that
   run ``always``. [promise.1]
@@ -204,7 +204,9 @@ class _Response:
         self.head = Head.STARTED if is_first and self._is_held_back else self._left
 
     def end(self) -> None:
-        """Note that the application has returned: a 500 that it has answered itself is a promise as well."""
+        """Note that the application has returned: a 500 that it has answered itself is a promise as
+        well.
+        """
         if self.head is Head.SERVER_ERROR:
             self.head = Head.LEFT
 

@@ -9,7 +9,8 @@ takes them at once.
    here, all or none.
 3. `release`: after the response has left. The runs become READY and enter the queue as one batch. A
    run with a delay leaves the batch and becomes WAITING.
-4. `drop`, instead of 2 and 3, when no response was produced: DROPPED, and the slot is free again.
+4. `drop`, instead of 3, when no response was produced: DROPPED, and the slot is free again. It may
+   come after a commit, when the server answers the response with a 500.
 
 **Keys.** With ``using(key=...)`` at most one unfinished run of a task has that key. A second add
 with the same key means:

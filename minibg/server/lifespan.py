@@ -20,9 +20,8 @@ accepted, and "lifespan.shutdown" after the last one has ended. The application 
   conversation once the startup was complete.
 - Each request gets a shallow copy of ``scope["state"]``, as the application has filled it during
   the startup.
-- There is no deadline here. In minibg the tasks are drained inside the shutdown
-  (`minibg.after_response`), and the pool has deadlines of its own. A caller with a deadline ends
-  its wait with `give_up`.
+- The deadlines are the caller's (`Server._stop_in_phases`), which ends its wait with `give_up`. In
+  minibg the tasks are drained inside the shutdown (`minibg.after_response`).
 
 Rejected: an option to turn lifespan off or to require it. An application whose startup matters
 sends "failed".
