@@ -183,6 +183,7 @@ class Service:
             "client": (peer[0], peer[1]) if isinstance(peer, tuple) else None,
             "server": (here[0], here[1]) if isinstance(here, tuple) else (here, None),
             "root_path": self.root_path,
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
         }
 
     def scope_of(self, request: RequestHead, constant: dict[str, Any]) -> dict[str, Any]:
@@ -191,12 +192,12 @@ class Service:
         Raises `RequestRefused` for a URI whose scheme is not that of its connection.
         """
         scope = scope_of(request, constant)
-        scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
         scope["state"] = self.state.copy()
         scope["extensions"] = {"minibg.stopping": {"event": self.stopping}}
         if self.trusted:
             scope["client"], scope["scheme"] = self.trusted.client_and_scheme(scope)
-        if scope["scheme"] == "http" and request.target[:6].lower() == b"https:":  # RFC 9110 §7.4
+        target = request.target
+        if target[:1] != b"/" and target[:6].lower() == b"https:" and scope["scheme"] == "http":  # RFC 9110 §7.4
             raise RequestRefused(HTTPStatus.MISDIRECTED_REQUEST, "https over a plain connection")
         return scope
 
