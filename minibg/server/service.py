@@ -183,7 +183,6 @@ class Service:
             "client": (peer[0], peer[1]) if isinstance(peer, tuple) else None,
             "server": (here[0], here[1]) if isinstance(here, tuple) else (here, None),
             "root_path": self.root_path,
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
         }
 
     def scope_of(self, request: RequestHead, constant: dict[str, Any]) -> dict[str, Any]:
@@ -192,6 +191,7 @@ class Service:
         Raises `RequestRefused` for a URI whose scheme is not that of its connection.
         """
         scope = scope_of(request, constant)
+        scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
         scope["state"] = self.state.copy()
         scope["extensions"] = {"minibg.stopping": {"event": self.stopping}}
         if self.trusted:
