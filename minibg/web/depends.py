@@ -28,7 +28,7 @@ While a request runs:
 """
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,6 @@ from uuid import UUID
 
 from minibg.asgi import Scope
 from minibg.background import BackgroundTasks, Pool
-from minibg.threads import Threads
 from minibg.web.exceptions import Problem, RequestValidationError
 from minibg.web.request import Request
 
@@ -52,17 +51,16 @@ BOOLEANS = {"true": True, "1": True, "on": True, "yes": True, "t": True, "y": Tr
     ["false", "0", "off", "no", "f", "n"], False
 )
 
-
-def _to_bool(text: str) -> bool:
-    return BOOLEANS[text.lower()]
-
-
 #: How a value is read from text, and FastAPI's type and message for a text that cannot be read.
 SCALARS: dict[object, tuple[Callable[[str], Any], str, str]] = {
     str: (str, "", ""),
     int: (int, "int_parsing", "Input should be a valid integer, unable to parse string as an integer"),
     float: (float, "float_parsing", "Input should be a valid number, unable to parse string as a number"),
-    bool: (_to_bool, "bool_parsing", "Input should be a valid boolean, unable to interpret input"),
+    bool: (
+        lambda text: BOOLEANS[text.lower()],
+        "bool_parsing",
+        "Input should be a valid boolean, unable to interpret input",
+    ),
     UUID: (UUID, "uuid_parsing", "Input should be a valid UUID"),
 }
 
@@ -193,57 +191,35 @@ class Plan:
         if get_origin(annotation) in {Union, UnionType}:
             options = [option for option in get_args(annotation) if option is not NoneType]
             annotation = options[0] if len(options) == 1 else annotation
-        return INJECTED.get(annotation) or self._parameter(func, parameter, annotation).read
+        return INJECTED.get(annotation) or self._value(func, parameter, annotation)
 
-    def _parameter(self, func: Function, parameter: inspect.Parameter, annotation: Any) -> "Parameter":
-        location = "path" if parameter.name in self._path_names else "query"
+    def _value(self, func: Function, parameter: inspect.Parameter, annotation: Any) -> Read:
+        """Return the reader of a value, or of a list of values, in a request's path or query."""
+        name, default, empty = parameter.name, parameter.default, parameter.empty
+        location = "path" if name in self._path_names else "query"
         is_list = location == "query" and (annotation is list or get_origin(annotation) is list)
         kind = (get_args(annotation) or [str])[0] if is_list else annotation
-        if kind is not parameter.empty and kind not in SCALARS:
+        if kind is not empty and kind not in SCALARS:
             _refuse(func, parameter, "it is no str, int, float, bool, UUID or list of these, and nothing minibg knows")
-        return Parameter(parameter.name, location, kind if kind in SCALARS else str, is_list, parameter.default)
+        convert, problem, message = SCALARS.get(kind, SCALARS[str])
 
+        def read(resolution: Resolution) -> Any:
+            request, loc, values = resolution.request, (location, name), []
+            texts = [str(request.path_params[name])] if location == "path" else request.query_params.getlist(name)
+            if not texts and default is not empty:
+                # A copy: what a request does to its list is not the default of the next one.
+                return list(default) if isinstance(default, list) else default
+            bad: list[Problem] = [] if texts else [{"type": "missing", "loc": loc, "msg": "Field required", "input": None}]
+            for index, text in enumerate(texts if is_list else texts[-1:]):
+                try:
+                    values.append(convert(text))
+                except (ValueError, KeyError):
+                    place = (*loc, index) if is_list else loc
+                    bad.append({"type": problem, "loc": place, "msg": message, "input": text})
+            resolution.problems += bad
+            return INVALID if bad else values if is_list else values[0]
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A value, or a list of values, in a request's path or query."""
-
-    name: str
-    #: "path" or "query".
-    location: str
-    #: A key of `SCALARS`.
-    kind: object
-    is_list: bool
-    #: `inspect.Parameter.empty` when the value is required.
-    default: Any
-
-    def read(self, resolution: Resolution) -> Any:
-        """Return the value, its default, or INVALID after adding every problem with it."""
-        if self.location == "path":
-            texts = [str(resolution.request.path_params[self.name])]
-        else:
-            texts = resolution.request.query_params.getlist(self.name)
-        if not texts and self.default is not inspect.Parameter.empty:
-            # A copy: what a request does to its list is not the default of the next one.
-            return list(self.default) if isinstance(self.default, list) else self.default
-        if not texts:
-            return self._refuse(resolution, "missing", "Field required", None)
-        if not self.is_list:
-            return self._convert(resolution, texts[-1])
-        values = [self._convert(resolution, text, index) for index, text in enumerate(texts)]
-        return INVALID if any(value is INVALID for value in values) else values
-
-    def _convert(self, resolution: Resolution, text: str, *index: int) -> Any:
-        convert, problem, message = SCALARS[self.kind]
-        try:
-            return convert(text)
-        except (ValueError, KeyError):
-            return self._refuse(resolution, problem, message, text, *index)
-
-    def _refuse(self, resolution: Resolution, problem: str, message: str, text: str | None, *index: int) -> object:
-        loc = (self.location, self.name, *index)
-        resolution.problems.append({"type": problem, "loc": loc, "msg": message, "input": text})
-        return INVALID
+        return read
 
 
 def _call(func: Function) -> Call:
@@ -256,25 +232,18 @@ def _call(func: Function) -> Call:
         return lambda resolution, arguments: resolution.stack.enter_async_context(opened(**arguments))
     if inspect.isgeneratorfunction(target):
         entered = contextmanager(func)
-        return lambda resolution, arguments: resolution.stack.enter_async_context(
-            _in_threads(resolution.request.threads, entered(**arguments))
-        )
+        return lambda resolution, arguments: _enter_in_threads(resolution, entered(**arguments))
     if inspect.iscoroutinefunction(target):
         return lambda _, arguments: func(**arguments)
     return lambda resolution, arguments: resolution.request.threads.run(func, **arguments)
 
 
-@asynccontextmanager
-async def _in_threads(threads: Threads, context: AbstractContextManager[Any]) -> AsyncIterator[Any]:
-    """Enter and exit a sync context manager in threads."""
-    value = await threads.run(context.__enter__)
-    try:
-        yield value
-    except BaseException as error:
-        if not await threads.run(context.__exit__, type(error), error, error.__traceback__):
-            raise
-    else:
-        await threads.run(context.__exit__, None, None, None)
+async def _enter_in_threads(resolution: Resolution, context: AbstractContextManager[Any]) -> Any:
+    """Enter a sync context manager in a thread, and have it exited in one when the stack is closed."""
+    run = resolution.request.threads.run
+    value = await run(context.__enter__)
+    resolution.stack.push_async_exit(partial(run, context.__exit__))
+    return value
 
 
 def _refuse(func: Function, parameter: inspect.Parameter, why: str) -> NoReturn:
