@@ -29,14 +29,14 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from functools import partial, partialmethod
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from minibg.asgi import ASGIApp, ClientDisconnected, Message, Receive, Scope, Send
 from minibg.background import NotAccepted
 from minibg.threads import Threads
 from minibg.web.depends import Dependency, Plan, hold_of
-from minibg.web.exceptions import HTTPException
+from minibg.web.exceptions import HTTPException, caller, place_of
 from minibg.web.request import Request, State
 from minibg.web.response import JSONResponse, PlainTextResponse, Response
 from minibg.web.routing import Route, Router, compile_path
@@ -49,22 +49,28 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 #: ``(request, exception) -> Response``, sync or async; registered for a status or for a class.
 ExceptionHandler = Callable[[Request, Any], Any]
 ExceptionHandlers = Mapping[int | type[Exception], ExceptionHandler] | None
-#: ``(app) -> async context manager``, which may yield a dict that becomes each request's state.
-LifespanFactory = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]] | None
+#: ``(app)`` or ``(app, pool)``; it may yield a dict that becomes each request's state.
+LifespanFactory = Callable[..., AbstractAsyncContextManager[Mapping[str, Any] | None]] | None
 
 
-class Register(Protocol):
-    """A decorator that registers a function and returns it unchanged."""
+class RouteOptions(TypedDict, total=False):
+    """The options of `App.route`, and so of the verbs."""
 
-    def __call__(self, handler: Handler, /) -> Handler: ...
+    #: The status of a result that is no `Response`, 200 unless it is set.
+    status_code: int | None
+    #: Makes the response of such a result, `JSONResponse` unless it is set.
+    response_class: type[Response]
+    #: Run before those of the handler; their results are discarded.
+    dependencies: Iterable[Dependency]
+    #: The handler's name in error messages.
+    name: str | None
 
 
 class _Sending:
     """A ``send`` that knows whether the response has started."""
 
     def __init__(self, send: Send) -> None:
-        self._send = send
-        self.started = False
+        self._send, self.started = send, False
 
     async def __call__(self, message: Message) -> None:
         # Before the call: when it fails, the client may have seen the head, and cannot be sent a
@@ -84,9 +90,10 @@ async def _not_accepted(_: Request, error: NotAccepted) -> Response:
 class App:
     """An ASGI application made of functions.
 
-    ``lifespan`` is an async context manager function of the application: the part before its
-    ``yield`` runs before the first request, the rest after the last. On minibg's server
-    ``app.state.addresses`` is set by then. ``debug`` puts the traceback into a 500.
+    ``lifespan`` is an async context manager function, ``lifespan(app)`` or ``lifespan(app, pool)``:
+    the part before its ``yield`` runs before the first request, the rest after the last. By then
+    ``app.state.pool`` is the `Pool` of the background tasks, or None where nothing runs any, and on
+    minibg's server ``app.state.addresses`` is set. ``debug`` puts the traceback into a 500.
     ``exception_handlers`` are those of `exception_handler`, by status or class.
     """
 
@@ -95,19 +102,15 @@ class App:
     ) -> None:
         self.debug = debug
         self.state: Any = State({})
-        self._lifespan = lifespan or (lambda _: nullcontext())
+        self._lifespan: Any = lifespan or (lambda _: nullcontext())
         self._router = Router()
         self._threads = Threads("minibg-handler", HANDLER_THREADS)
         self._middleware: list[tuple[Callable[..., ASGIApp], dict[str, Any]]] = []
         #: The middleware around `_answer`; None before the first request or lifespan.
         self._stack: ASGIApp | None = None
         self._periodic: list[tuple[Callable[[], Any], float]] = []
-        self._exception_handlers: dict[Any, ExceptionHandler] = {
-            HTTPException: _http_exception,
-            NotAccepted: _not_accepted,
-            Exception: self._server_error,
-            **(exception_handlers or {}),
-        }
+        self._handlers: dict[Any, ExceptionHandler] = {HTTPException: _http_exception, NotAccepted: _not_accepted}
+        self._handlers |= {Exception: self._server_error, **(exception_handlers or {})}
 
     # --- the way of a request ---
 
@@ -123,14 +126,9 @@ class App:
         sending = _Sending(send)
         try:
             await self._stack(scope, receive, sending)
-        except ClientDisconnected:
-            raise
         except Exception as error:
-            if scope["type"] == "http" and not sending.started:
-                _drop_tasks(scope)
-                handler = self._exception_handlers.get(500, self._exception_handlers[Exception])
-                response = await _call(handler, Request(scope, receive), error)
-                await response(scope, receive, send)
+            if scope["type"] == "http":
+                await _fail(error, self._handlers.get(500, self._handlers[Exception]), Request(scope, receive), sending)
             raise
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,31 +142,24 @@ class App:
         sending = send if isinstance(send, _Sending) else _Sending(send)
         try:
             await self._respond(request, receive, sending)
-        except ClientDisconnected:
-            raise
         except Exception as error:
-            if not sending.started:
-                _drop_tasks(scope)  # Before the exception handler, which may add tasks of its own.
-            handler = self._handler_of(error)
-            if handler is None:
-                raise
-            if sending.started:
+            handler = None if isinstance(error, ClientDisconnected) else self._handler_of(error)
+            if handler and sending.started:
                 raise RuntimeError("the response has started: it is too late to answer this exception") from error
-            response = await _call(handler, request, error)
-            await response(scope, receive, sending)
+            if not await _fail(error, handler, request, sending):
+                raise
+        finally:
+            request.end()
 
     async def _respond(self, request: Request, receive: Receive, send: Send) -> None:
         """Find the route, run its plan, send the response, close the generators."""
-        found = self._router.find(request)
-        if isinstance(found, Response):
-            await found(request.scope, receive, send)
+        route = self._router.find(request)
+        if not isinstance(route, Route):  # A redirect, or a mounted application.
+            await route(request.scope, receive, send)
             return
-        route, request.path_params = found
-        request.scope["path_params"] = request.path_params
         response = None
         async with AsyncExitStack() as stack:
-            result = await route.plan(request, stack)
-            response = result if isinstance(result, Response) else route.respond(result)
+            response = route.response(await route.plan(request, stack))
             await response(request.scope, request.receive, send)
         if response is None:
             raise RuntimeError(f"a dependency of {route.name} swallowed its exception: there is nothing to answer")
@@ -176,11 +167,11 @@ class App:
     def _handler_of(self, error: Exception) -> ExceptionHandler | None:
         """Return the handler of an exception's status or nearest class.
 
-        The one for Exception is the outer layer's.
+        The one for Exception is the outer layer's. Starlette's HTTPException, which its `StaticFiles` raises, is answered as minibg's.
         """
-        status = error.status_code if isinstance(error, HTTPException) else None
-        keys = [key for key in (status, *type(error).__mro__) if key is not Exception]
-        return next((self._exception_handlers[key] for key in keys if key in self._exception_handlers), None)
+        status = [vars(error)["status_code"]] if {"status_code", "detail", "headers"} <= vars(error).keys() else []
+        keys = [*status, *type(error).__mro__, *(status and [HTTPException])]
+        return next((self._handlers[key] for key in keys if key in self._handlers and key is not Exception), None)
 
     async def _server_error(self, _: Request, error: Exception) -> Response:
         text = "".join(traceback.format_exception(error)) if self.debug else "Internal Server Error"
@@ -192,7 +183,10 @@ class App:
         try:
             await receive()
             self.state.addresses = scope.get("extensions", {}).get("minibg.addresses", {}).get("addresses", ())
-            async with self._lifespan(self) as state:
+            self.state.pool = scope["minibg.background"].pool if "minibg.background" in scope else None
+            required = [p for p in inspect.signature(self._lifespan).parameters.values() if p.default is p.empty]
+            arguments = [self] if len(required) == 1 else [self, hold_of(scope).pool]
+            async with self._lifespan(*arguments) as state:
                 scope.setdefault("state", {}).update(state or {})
                 for function, seconds in self._periodic:
                     hold_of(scope).pool.every(function, seconds=seconds)
@@ -209,44 +203,71 @@ class App:
     # --- registering ---
 
     def route(
-        self,
-        path: str,
-        *,
-        methods: Iterable[str] = ("GET",),
-        status_code: int | None = None,
-        response_class: type[Response] = JSONResponse,
-        dependencies: Iterable[Dependency] = (),
-        name: str | None = None,
-    ) -> Register:
+        self, path: str, *, methods: Iterable[str] = ("GET",), **options: Unpack[RouteOptions]
+    ) -> Callable[[Handler], Handler]:
         """Answer these methods of ``path`` with the decorated function. The verbs below take the
         same options.
 
         A result that is no `Response` becomes a ``response_class`` with ``status_code``.
         ``dependencies`` run before the function, and their results are discarded. ``name`` is the
         one in error messages, by default the function's. Raises ValueError for a malformed path or
-        one that has a handler for the method, TypeError for a signature that cannot be filled.
+        one that has a handler for the method, TypeError for a signature that cannot be filled and
+        for an option that does not exist.
         """
+        if not isinstance(path, str):
+            raise TypeError(f'{place_of(path)} is decorated without a path: write `@app.get("/path")`')
+        if unknown := options.keys() - RouteOptions.__annotations__.keys():
+            raise TypeError(f"{caller()}: a route has no option {', '.join(sorted(unknown))}")
+        status_code, response_class = options.get("status_code"), options.get("response_class", JSONResponse)
 
-        def register(handler: Handler, /) -> Handler:
-            called = name or str(getattr(handler, "__name__", handler))
-            plan = Plan(handler, compile_path(path)[1], dependencies)
+        def register(handler: Handler) -> Handler:
+            plan = Plan(handler, compile_path(path)[1], options.get("dependencies", ()))
             respond = response_class if status_code is None else partial(response_class, status_code=status_code)
-            self._router.add(path, methods, Route(called, plan, respond))
+            self._router.add(path, methods, Route(options.get("name") or place_of(handler), plan, respond))
             return handler
 
         return register
 
-    #: HEAD is answered by it too, unless it has a handler of its own.
-    get = partialmethod(route, methods=["GET"])
-    post = partialmethod(route, methods=["POST"])
-    put = partialmethod(route, methods=["PUT"])
-    patch = partialmethod(route, methods=["PATCH"])
-    delete = partialmethod(route, methods=["DELETE"])
-    head = partialmethod(route, methods=["HEAD"])
-    #: Unless a handler does, OPTIONS is answered with 405.
-    options = partialmethod(route, methods=["OPTIONS"])
+    def get(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+        """Answer GET requests for ``path``, as `route` does, and HEAD unless it has a handler of its own."""
+        return self.route(path, methods=["GET"], **options)
 
-    def every(self, *, seconds: float) -> Register:
+    def post(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+        """Answer POST requests for ``path``, as `route` does."""
+        return self.route(path, methods=["POST"], **options)
+
+    def put(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+        """Answer PUT requests for ``path``, as `route` does."""
+        return self.route(path, methods=["PUT"], **options)
+
+    def patch(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+        """Answer PATCH requests for ``path``, as `route` does."""
+        return self.route(path, methods=["PATCH"], **options)
+
+    def delete(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+        """Answer DELETE requests for ``path``, as `route` does."""
+        return self.route(path, methods=["DELETE"], **options)
+
+    def head(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+        """Answer HEAD requests for ``path``, as `route` does."""
+        return self.route(path, methods=["HEAD"], **options)
+
+    def options(self, path: str, **options: Unpack[RouteOptions]) -> Callable[[Handler], Handler]:
+        """Answer OPTIONS requests for ``path``, as `route` does. Without a handler they get a 405."""
+        return self.route(path, methods=["OPTIONS"], **options)
+
+    def mount(self, prefix: str, app: ASGIApp) -> None:
+        """Let another ASGI application answer the paths below ``prefix`` that no route has.
+
+        It finds the prefix at the end of its ``root_path`` (ASGI http 2.5), and the tasks of its
+        requests run as those of handlers do. Its lifespan is not run: the lifespan of this
+        application opens what it needs. Of two mounts that fit, the first one answers. Raises
+        ValueError for a prefix that does not begin with a slash.
+        """
+        compile_path(prefix)
+        self._router.mounts[prefix.rstrip("/")] = app
+
+    def every(self, *, seconds: float) -> Callable[[Handler], Handler]:
         """Enqueue the decorated function, which takes no arguments, every ``seconds`` while the
         application is served.
 
@@ -256,13 +277,13 @@ class App:
         tasks can run. `Pool.every` returns an object to cancel it.
         """
 
-        def register(handler: Handler, /) -> Handler:
+        def register(handler: Handler) -> Handler:
             self._periodic.append((handler, seconds))
             return handler
 
         return register
 
-    def exception_handler(self, kind: int | type[Exception]) -> Register:
+    def exception_handler(self, kind: int | type[Exception]) -> Callable[[Handler], Handler]:
         """Answer a status of HTTPException, or an exception class, with the response of the
         decorated function.
 
@@ -271,8 +292,8 @@ class App:
         log.
         """
 
-        def register(handler: Handler, /) -> Handler:
-            self._exception_handlers[kind] = handler
+        def register(handler: Handler) -> Handler:
+            self._handlers[kind] = handler
             return handler
 
         return register
@@ -280,20 +301,30 @@ class App:
     def add_middleware(self, cls: Callable[..., ASGIApp], **options: Any) -> None:
         """Put ``cls(app, **options)`` around everything so far.
 
-        Raises RuntimeError once the application has started.
+        Raises RuntimeError once the application has started, TypeError for a middleware that was
+        made already.
         """
+        if inspect.iscoroutinefunction(cls) or inspect.iscoroutinefunction(type(cls).__call__):
+            name = getattr(cls, "__name__", type(cls).__name__)
+            raise TypeError(f"{caller()} adds middleware that is no class: write `add_middleware({name}, option=...)`")
         if self._stack is not None:
             raise RuntimeError("middleware is added before the application starts")
         self._middleware.append((cls, options))
 
 
-def _drop_tasks(scope: Scope) -> None:
-    if "minibg.background" in scope:
-        scope["minibg.background"].drop()
+async def _fail(error: Exception, handler: ExceptionHandler | None, request: Request, send: _Sending) -> bool:
+    """Drop the tasks of a request whose handler failed, and send the response of ``handler``, a
+    sync one called in a thread. Return whether the exception is answered.
 
-
-async def _call(handler: ExceptionHandler, request: Request, error: Exception) -> Response:
-    """Return the response of an exception handler; a sync one is called in a thread."""
+    It is not when a response has started, or when the client has gone.
+    """
+    if send.started or isinstance(error, ClientDisconnected):
+        return False
+    if "minibg.background" in request.scope:  # Before the handler, which may add tasks of its own.
+        request.scope["minibg.background"].drop()
+    if handler is None:
+        return False
     is_async = inspect.iscoroutinefunction(handler)
-    response: Response = await (handler if is_async else partial(request.threads.run, handler))(request, error)
-    return response
+    response = await (handler if is_async else partial(request.threads.run, handler))(request, error)
+    await response(request.scope, request.receive, send)
+    return True

@@ -15,7 +15,9 @@ The meaning of a parameter is decided in this order, as in FastAPI:
 4. Otherwise a query parameter. A ``list[...]`` takes every value of that name.
 
 Annotations may be strings. A parameter that cannot be filled is refused with a TypeError that names
-the handler, the parameter and its type.
+the handler, its file and line, the parameter, and what to write instead. So is a handler that does
+not take a parameter of its path: FastAPI finds out at the first request, or never. One that takes
+the `Request`, itself or in a dependency, may read it from ``path_params``.
 
 While a request runs:
 
@@ -28,18 +30,16 @@ While a request runs:
 """
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, NoReturn, Union, get_args, get_origin
 from uuid import UUID
 
 from minibg.asgi import Scope
 from minibg.background import BackgroundTasks, Pool
-from minibg.threads import Threads
-from minibg.web.exceptions import Problem, RequestValidationError
+from minibg.web.exceptions import Problem, RequestValidationError, place_of
 from minibg.web.request import Request
 
 #: A handler or dependency.
@@ -48,27 +48,20 @@ Function = Callable[..., Any]
 #: The value of a step that did not run, and of a parameter that could not be read.
 INVALID: Any = object()
 #: The texts that pydantic reads as a bool, without case.
-BOOLEANS = {"true": True, "1": True, "on": True, "yes": True, "t": True, "y": True} | dict.fromkeys(
-    ["false", "0", "off", "no", "f", "n"], False
-)
-
-
-def _to_bool(text: str) -> bool:
-    return BOOLEANS[text.lower()]
-
+BOOLEANS = dict.fromkeys(["true", "1", "on", "yes", "t", "y"], True)
+BOOLEANS |= dict.fromkeys(["false", "0", "off", "no", "f", "n"], False)
 
 #: How a value is read from text, and FastAPI's type and message for a text that cannot be read.
 SCALARS: dict[object, tuple[Callable[[str], Any], str, str]] = {
     str: (str, "", ""),
     int: (int, "int_parsing", "Input should be a valid integer, unable to parse string as an integer"),
     float: (float, "float_parsing", "Input should be a valid number, unable to parse string as a number"),
-    bool: (_to_bool, "bool_parsing", "Input should be a valid boolean, unable to interpret input"),
+    bool: (lambda t: BOOLEANS[t.lower()], "bool_parsing", "Input should be a valid boolean, unable to interpret input"),
     UUID: (UUID, "uuid_parsing", "Input should be a valid UUID"),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Dependency:
+class Dependency(NamedTuple):
     """The mark that `Depends` puts on a parameter."""
 
     #: None means the parameter's own type.
@@ -98,8 +91,7 @@ def hold_of(scope: Scope) -> BackgroundTasks:
     return hold
 
 
-@dataclass(slots=True)
-class Resolution:
+class Resolution(NamedTuple):
     """One request on its way through a plan."""
 
     request: Request
@@ -116,11 +108,14 @@ Read = Callable[[Resolution], Any]
 Call = Callable[[Resolution, dict[str, Any]], Awaitable[Any]]
 
 #: The parameters that are filled by their type.
-INJECTED: dict[object, Read] = {
+INJECTED: dict[type, Read] = {
     Request: lambda resolution: resolution.request,
     BackgroundTasks: lambda resolution: hold_of(resolution.request.scope),
     Pool: lambda resolution: hold_of(resolution.request.scope).pool,
 }
+
+#: The names that these parameters have in every tutorial, where their type may be forgotten.
+USUAL = {"request": Request, "background_tasks": BackgroundTasks}
 
 
 class Plan:
@@ -132,30 +127,33 @@ class Plan:
 
     def __init__(self, handler: Function, path_names: Iterable[str], dependencies: Iterable[Dependency]) -> None:
         if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-            raise TypeError(f"{_name(handler)} is a generator: return a StreamingResponse of one instead")
+            raise TypeError(f"{place_of(handler)} is a generator: return a StreamingResponse of one instead")
         self._path_names = frozenset(path_names)
+        #: The names and types of all parameters, of the handler and of its dependencies.
+        self._taken: set[Any] = set()
         #: By the dependency, or by an object of its own for one that is not shared.
         self._slots: dict[object, int] = {}
         self._steps: list[tuple[Call, dict[str, Read]]] = []
-        for mark in dependencies:
+        for mark in (*dependencies, Dependency(handler, use_cache=False)):
             self._slot(mark, handler)
-        self._steps.append(self._step(handler))
+        if (missing := self._path_names - self._taken) and Request not in self._taken:
+            takes = ", ".join(inspect.signature(handler).parameters) or "nothing"
+            how = f"it takes {takes}: add or rename a parameter, or take `request: Request`"
+            raise TypeError(f"{place_of(handler)} does not take {', '.join(sorted(missing))} of its path; {how}")
 
     async def __call__(self, request: Request, stack: AsyncExitStack) -> Any:
         """Return the handler's result.
 
         Generators are closed with the stack. Raises RequestValidationError.
         """
-        values: list[Any] = []
-        problems: list[Problem] = []
-        resolution = Resolution(request, stack, values, problems)
+        resolution = Resolution(request, stack, [], [])
         for call, readers in self._steps:
             arguments = {name: read(resolution) for name, read in readers.items()}
-            if problems and len(values) == len(self._steps) - 1:  # The last step is the handler.
-                raise RequestValidationError(problems)
-            spoiled = problems and any(value is INVALID for value in arguments.values())
-            values.append(INVALID if spoiled else await call(resolution, arguments))
-        return values[-1]
+            if resolution.problems and len(resolution.values) == len(self._steps) - 1:  # The last step is the handler.
+                raise RequestValidationError(resolution.problems)
+            spoiled = resolution.problems and any(value is INVALID for value in arguments.values())
+            resolution.values.append(INVALID if spoiled else await call(resolution, arguments))
+        return resolution.values[-1]
 
     # --- at registration ---
 
@@ -166,84 +164,75 @@ class Plan:
         """
         func = mark.dependency or own_type
         key = func if mark.use_cache else object()
-        if key not in self._slots:
-            self._steps.append(self._step(func))
-            self._slots[key] = len(self._steps) - 1
-        return self._slots[key]
-
-    def _step(self, func: Function) -> tuple[Call, dict[str, Read]]:
+        if key in self._slots:
+            return self._slots[key]
         try:
             parameters = inspect.signature(func, eval_str=True).parameters
         except (NameError, ValueError) as error:
-            raise TypeError(f"the signature of {_name(func)} cannot be read: {error}") from error
-        return _call(func), {name: self._reader(func, parameter) for name, parameter in parameters.items()}
+            raise TypeError(f"the signature of {place_of(func)} cannot be read: {error}") from error
+        readers = {name: self._reader(func, parameter) for name, parameter in parameters.items()}
+        self._steps.append((_call(func), readers))
+        return self._slots.setdefault(key, len(self._steps) - 1)
 
     def _reader(self, func: Function, parameter: inspect.Parameter) -> Read:
         """Return where a parameter's value comes from, by the order in the essay."""
         if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
             _refuse(func, parameter, "it cannot be passed by name")
-        annotation, marks = parameter.annotation, [parameter.default]
-        if get_origin(annotation) is Annotated:
-            annotation, *extras = get_args(annotation)
-            marks += extras
-        for mark in marks:
+        annotated = get_origin(parameter.annotation) is Annotated
+        annotation, *marks = get_args(parameter.annotation) if annotated else [parameter.annotation]
+        for mark in [parameter.default, *marks]:
             if isinstance(mark, Dependency):
                 slot = self._slot(mark, annotation)
                 return lambda resolution: resolution.values[slot]
+            if type(mark).__module__.startswith("fastapi."):
+                _refuse(func, parameter, "FastAPI's marks are not minibg's: import Depends from minibg, or use Request")
         if get_origin(annotation) in {Union, UnionType}:
             options = [option for option in get_args(annotation) if option is not NoneType]
             annotation = options[0] if len(options) == 1 else annotation
-        return INJECTED.get(annotation) or self._parameter(func, parameter, annotation).read
+        self._taken |= {parameter.name, annotation}
+        return INJECTED.get(annotation) or self._value(func, parameter, annotation)
 
-    def _parameter(self, func: Function, parameter: inspect.Parameter, annotation: Any) -> "Parameter":
-        location = "path" if parameter.name in self._path_names else "query"
+    def _value(self, func: Function, parameter: inspect.Parameter, annotation: Any) -> Read:
+        """Return the reader of a value, or of a list of values, in a request's path or query."""
+        name, default, empty = parameter.name, parameter.default, parameter.empty
+        location = "path" if name in self._path_names else "query"
         is_list = location == "query" and (annotation is list or get_origin(annotation) is list)
         kind = (get_args(annotation) or [str])[0] if is_list else annotation
-        if kind is not parameter.empty and kind not in SCALARS:
-            _refuse(func, parameter, "it is no str, int, float, bool, UUID or list of these, and nothing minibg knows")
-        return Parameter(parameter.name, location, kind if kind in SCALARS else str, is_list, parameter.default)
+        if kind is empty and location == "query":
+            kind = USUAL.get(name, empty)
+        if kind is not empty and kind not in SCALARS:
+            _refuse(func, parameter, _instead(name, kind))
+        convert, problem, message = SCALARS.get(kind, SCALARS[str])
+
+        def read(resolution: Resolution) -> Any:
+            request, loc, values = resolution.request, (location, name), []
+            texts = [str(request.path_params[name])] if location == "path" else request.query_params.getlist(name)
+            if not texts and default is not empty:
+                # A copy: what a request does to its list is not the default of the next one.
+                return list(default) if isinstance(default, list) else default
+            bad: list[Problem] = [] if texts else [_problem(loc, "missing", "Field required", None)]
+            for index, text in enumerate(texts if is_list else texts[-1:]):
+                try:
+                    values.append(convert(text))
+                except (ValueError, KeyError):
+                    bad.append(_problem((*loc, index) if is_list else loc, problem, message, text))
+            resolution.problems.extend(bad)
+            return INVALID if bad else values if is_list else values[0]
+
+        return read
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A value, or a list of values, in a request's path or query."""
+def _instead(parameter: str, kind: Any) -> str:
+    """Return what to write instead of a parameter of this type."""
+    name = getattr(kind, "__name__", str(kind))
+    if name in {injected.__name__ for injected in INJECTED}:
+        return f"write `{parameter}: {name}`, and import {name} from minibg"
+    body = f"{name}(**await request.json())" if getattr(kind, "__annotations__", None) else "await request.json()"
+    return f"a query has str, int, float, bool, UUID or lists of these; for a body take `request: Request`, `{body}`"
 
-    name: str
-    #: "path" or "query".
-    location: str
-    #: A key of `SCALARS`.
-    kind: object
-    is_list: bool
-    #: `inspect.Parameter.empty` when the value is required.
-    default: Any
 
-    def read(self, resolution: Resolution) -> Any:
-        """Return the value, its default, or INVALID after adding every problem with it."""
-        if self.location == "path":
-            texts = [str(resolution.request.path_params[self.name])]
-        else:
-            texts = resolution.request.query_params.getlist(self.name)
-        if not texts and self.default is not inspect.Parameter.empty:
-            # A copy: what a request does to its list is not the default of the next one.
-            return list(self.default) if isinstance(self.default, list) else self.default
-        if not texts:
-            return self._refuse(resolution, "missing", "Field required", None)
-        if not self.is_list:
-            return self._convert(resolution, texts[-1])
-        values = [self._convert(resolution, text, index) for index, text in enumerate(texts)]
-        return INVALID if any(value is INVALID for value in values) else values
-
-    def _convert(self, resolution: Resolution, text: str, *index: int) -> Any:
-        convert, problem, message = SCALARS[self.kind]
-        try:
-            return convert(text)
-        except (ValueError, KeyError):
-            return self._refuse(resolution, problem, message, text, *index)
-
-    def _refuse(self, resolution: Resolution, problem: str, message: str, text: str | None, *index: int) -> object:
-        loc = (self.location, self.name, *index)
-        resolution.problems.append({"type": problem, "loc": loc, "msg": message, "input": text})
-        return INVALID
+def _problem(loc: tuple[object, ...], kind: str, message: str, text: str | None) -> Problem:
+    return {"type": kind, "loc": loc, "msg": message, "input": text}
 
 
 def _call(func: Function) -> Call:
@@ -252,34 +241,21 @@ def _call(func: Function) -> Call:
     if not inspect.isroutine(target) and not isinstance(target, type | partial):
         target = target.__call__
     if inspect.isasyncgenfunction(target):
-        opened = asynccontextmanager(func)
-        return lambda resolution, arguments: resolution.stack.enter_async_context(opened(**arguments))
+        return lambda at, arguments: at.stack.enter_async_context(asynccontextmanager(func)(**arguments))
     if inspect.isgeneratorfunction(target):
-        entered = contextmanager(func)
-        return lambda resolution, arguments: resolution.stack.enter_async_context(
-            _in_threads(resolution.request.threads, entered(**arguments))
-        )
+        return lambda at, arguments: _enter_in_threads(at, contextmanager(func)(**arguments))
     if inspect.iscoroutinefunction(target):
         return lambda _, arguments: func(**arguments)
-    return lambda resolution, arguments: resolution.request.threads.run(func, **arguments)
+    return lambda at, arguments: at.request.threads.run(func, **arguments)
 
 
-@asynccontextmanager
-async def _in_threads(threads: Threads, context: AbstractContextManager[Any]) -> AsyncIterator[Any]:
-    """Enter and exit a sync context manager in threads."""
-    value = await threads.run(context.__enter__)
-    try:
-        yield value
-    except BaseException as error:
-        if not await threads.run(context.__exit__, type(error), error, error.__traceback__):
-            raise
-    else:
-        await threads.run(context.__exit__, None, None, None)
+async def _enter_in_threads(resolution: Resolution, context: AbstractContextManager[Any]) -> Any:
+    """Enter a sync context manager in a thread, and have it exited in one when the stack is closed."""
+    run = resolution.request.threads.run
+    value = await run(context.__enter__)
+    resolution.stack.push_async_exit(partial(run, context.__exit__))
+    return value
 
 
 def _refuse(func: Function, parameter: inspect.Parameter, why: str) -> NoReturn:
-    raise TypeError(f"{_name(func)}: the parameter `{parameter}` cannot be filled: {why}")
-
-
-def _name(func: Function) -> str:
-    return getattr(func, "__qualname__", repr(func))
+    raise TypeError(f"{place_of(func)}: the parameter `{parameter}` cannot be filled: {why}")

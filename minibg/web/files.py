@@ -33,12 +33,9 @@ def select(scope: Scope, headers: MutableHeaders, size: int) -> tuple[int, int, 
     ``last-modified``, and a Content-Range is added where one is due.
     """
     asked, etag, modified = Headers(scope["headers"]), headers["etag"], headers["last-modified"]
-    if "if-none-match" in asked:
-        # §13.1.2: tags are compared weakly, and If-Modified-Since is ignored.
-        known = [tag.strip().removeprefix("W/") for tag in asked["if-none-match"].split(",")]
-        is_current = etag in known or "*" in known
-    else:
-        is_current = asked.get("if-modified-since") == modified
+    # §13.1.2: tags are compared weakly, and If-Modified-Since is ignored beside them.
+    known = {tag.strip().removeprefix("W/") for tag in asked.get("if-none-match", "").split(",")}
+    is_current = {etag, "*"} & known if "if-none-match" in asked else asked.get("if-modified-since") == modified
     if is_current:
         return 304, 0, 0
     # §14.2: Range is for GET, and a malformed one is ignored. §13.1.5: If-Range is compared

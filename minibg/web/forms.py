@@ -48,9 +48,9 @@ class UploadFile:
 
     def __init__(self, threads: Threads, filename: str | None, headers: dict[str, str]) -> None:
         self.filename, self.headers, self.content_type = filename, headers, headers.get("content-type")
-        self.size = 0  #: bytes
+        #: ``size`` is in bytes.
+        self.size, self._threads = 0, threads
         self.file: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(SPOOLED)  # noqa: SIM115 - closed by the finalizer
-        self._threads = threads
         weakref.finalize(self, self.file.close)
 
     async def read(self, size: int = -1) -> bytes:

@@ -8,6 +8,8 @@ be larger than memory.
 
 - A body that ends early is never taken for a whole one: when the client has gone, reading raises
   `minibg.asgi.ClientDisconnected`.
+- A task that reads the body after the response would wait for a client that has got its answer.
+  That is an error which says so. What the handler has read stays readable.
 - A malformed body is answered with 400: the client's fault must not look like the server's.
 - **No request blocks the event loop for long.** Within the server's default limits each property
   takes well under 20 ms. JSON is bounded for that reason (`MAX_JSON`): `json.loads` is one call
@@ -18,14 +20,14 @@ be larger than memory.
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote
 
 from minibg.asgi import ClientDisconnected, Message, Receive, Scope
 from minibg.threads import Threads
-from minibg.web.exceptions import HTTPException
+from minibg.web.exceptions import HTTPException, caller
 from minibg.web.fields import Headers, MultiDict
 from minibg.web.forms import FormData, parse_form
 
@@ -50,8 +52,6 @@ class URL(SplitResult):
     ``str(url)`` is the whole of it.
     """
 
-    __slots__ = ()
-
     def __str__(self) -> str:
         return self.geturl()
 
@@ -67,14 +67,14 @@ class Request:
     """One request."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        self.scope = scope
+        #: ``_receive`` raises RuntimeError after the response.
+        self.scope, self._receive = scope, receive
         self.method: str = scope["method"]
         #: The parameters of the path, converted.
-        self.path_params: dict[str, Any] = scope.get("path_params", {})
+        self.path_params: dict[str, Any] = scope.setdefault("path_params", {})
         #: The `App` that answers, and its threads for calls that would block the loop.
         self.app: Any = scope["app"]
         self.threads: Threads = scope["minibg.threads"]
-        self._receive = receive
         self._streamed = False
         #: Whether the end of the body has been received.
         self._ended = False
@@ -94,8 +94,7 @@ class Request:
     @cached_property
     def query_params(self) -> MultiDict[str]:
         """The decoded pairs of the query. ``query_params[name]`` is the last of that name."""
-        query: str = self.scope.get("query_string", b"").decode("latin-1")
-        return MultiDict(parse_qsl(query, keep_blank_values=True))
+        return MultiDict(parse_qsl(str(self.scope.get("query_string", b""), "latin-1"), keep_blank_values=True))
 
     @cached_property
     def cookies(self) -> dict[str, str]:
@@ -121,11 +120,25 @@ class Request:
         """The values of this request alone, on top of those that the lifespan yielded."""
         return State(self.scope.setdefault("state", {}))
 
+    @cached_property
+    def stopping(self) -> asyncio.Event:
+        """An event that is set when the server begins to stop: an endless stream ends then.
+
+        Under a server without the extension ``minibg.stopping`` it is never set.
+        """
+        found = (self.scope.get("extensions") or {}).get("minibg.stopping") or asyncio.Event()
+        event: asyncio.Event = found["event"] if isinstance(found, Mapping) else found
+        return event
+
+    def end(self) -> None:
+        """Refuse to read more of the body, with an error that says so: the response has left."""
+        self._receive = _read_too_late
+
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield the body's chunks as they arrive.
 
         Raises ClientDisconnected when the client leaves before the end, RuntimeError when the body
-        was streamed before.
+        was streamed before, or when the response has left.
         """
         if self._body is not None:
             yield self._body
@@ -184,6 +197,10 @@ class Request:
         if self._form is None:
             self._form = await parse_form(self.headers.get("content-type", ""), self.stream(), self.threads)
         return self._form
+
+
+async def _read_too_late() -> Message:
+    raise RuntimeError(f"{caller()} reads a body after the response: write `add_task(f, await request.body())`")
 
 
 def _unquote(value: str) -> str:

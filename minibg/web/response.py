@@ -35,11 +35,12 @@ from enum import Enum
 from http.cookies import CookieError, SimpleCookie
 from mimetypes import guess_type
 from pathlib import Path, PurePath
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 from urllib.parse import quote
 from uuid import UUID
 
 from minibg.asgi import ClientDisconnected, Receive, Scope, Send
+from minibg.web.exceptions import HTTPException
 from minibg.web.fields import MutableHeaders, field
 from minibg.web.files import select
 
@@ -130,36 +131,43 @@ class PlainTextResponse(Response):
     media_type = "text/plain"
 
 
+#: How a value is rendered that the standard library's encoder does not know, by the nearest class.
+RENDERED: dict[type, Any] = {UUID: str, PurePath: str, set: list, frozenset: list, Enum: lambda value: value.value}
+RENDERED |= dict.fromkeys([date, time], lambda value: value.isoformat())
+
+
 def _jsonable(value: Any) -> Any:
     """Return what the standard library's encoder renders in place of a value that it cannot."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [each.name for each in dataclasses.fields(value) if not each.name.startswith("_")]
-        return {name: getattr(value, name) for name in names}
-    match value:
-        case date() | time():
-            return value.isoformat()
-        case UUID() | PurePath():
-            return str(value)
-        case Enum():
-            return value.value
-        case set() | frozenset():
-            return list(value)
-    raise TypeError(f"{type(value).__name__} cannot be rendered as JSON")
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.name[0] != "_"}
+    for kind in type(value).__mro__:
+        if kind in RENDERED:
+            return RENDERED[kind](value)
+    raise TypeError(f"{type(value).__name__} cannot be rendered as JSON: write it as a str, a number or a dict")
+
+
+JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_jsonable)
 
 
 class JSONResponse(Response):
     """A response of ``application/json``, of any ``content`` that JSON or the essay above names.
 
-    Raises TypeError for another type, and ValueError for NaN and the infinities. Else the
-    parameters are `Response`'s.
+    Raises TypeError for another type, and ValueError for NaN and the infinities; the message has
+    the JSON before the value. Else the parameters are `Response`'s.
     """
 
     media_type = "application/json"
-    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_jsonable).encode
 
     def render(self, content: Any) -> bytes:
         """Return ``content`` as JSON in UTF-8."""
-        return self.encode(content).encode()
+        try:
+            return JSON.encode(content).encode()
+        except (TypeError, ValueError) as error:
+            begun: list[str] = []
+            with suppress(TypeError, ValueError):
+                begun.extend(JSON.iterencode(content))
+            error.args = (f"{error}; it follows {''.join(begun)[-60:]!r}",)
+            raise
 
 
 class RedirectResponse(Response):
@@ -201,8 +209,8 @@ class StreamingResponse(Response):
         streaming.result()
 
     async def _stream(self, scope: Scope, send: Send) -> None:
-        content = self.content
-        chunks = content if isinstance(content, AsyncIterable) else scope["minibg.threads"].iterate(content)
+        is_async = isinstance(self.content, AsyncIterable)
+        chunks = self.content if is_async else scope["minibg.threads"].iterate(self.content)
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
@@ -227,9 +235,15 @@ async def _left(receive: Receive) -> None:
 class FileResponse(Response):
     """A response of the file at ``path``, or of the part that the client asks for (`files.py`).
 
+    **Without a ``root`` the path is trusted**: a path that holds text of the client, such as a
+    parameter of the route, serves any file that the process can read. With one, ``path`` is
+    relative to the folder ``root``, and a file outside of it does not exist: whether by ``..``, by
+    an absolute path, or by a symbolic link. The links are followed before the file is opened, so
+    the folder has to be one that only trusted programs write to.
+
     ``media_type`` is guessed from the name unless it is given. With a ``filename`` browsers offer
-    to save the file under that name. The file is opened when the response is sent; a missing one
-    raises FileNotFoundError then.
+    to save the file under that name. The file is opened when the response is sent; where none is
+    found, or a folder or a device, HTTPException(404) is raised then.
     """
 
     def __init__(
@@ -239,7 +253,10 @@ class FileResponse(Response):
         headers: Fields = None,
         media_type: str | None = None,
         filename: str | None = None,
+        *,
+        root: str | os.PathLike[str] | None = None,
     ) -> None:
+        self.root = None if root is None else Path(root)
         media_type = media_type or guess_type(filename or path)[0] or "application/octet-stream"
         super().__init__(Path(path), status_code, {"accept-ranges": "bytes", **(headers or {})}, media_type)
         if filename is not None:  # RFC 6266 §4.3: names beyond ASCII travel encoded.
@@ -248,13 +265,24 @@ class FileResponse(Response):
     def render(self, _: Any) -> None:
         """Return None: the body is read while it is sent."""
 
+    def open(self) -> BinaryIO:
+        """Open the file. Raises HTTPException(404) where none may be served, and OSError."""
+        path: Path = self.content
+        with suppress(ValueError):  # Of a path with a NUL.
+            if self.root is not None:
+                path = Path(os.path.realpath(self.root / path))
+                path.relative_to(os.path.realpath(self.root))  # Raises ValueError for a path outside.
+            if os.path.isfile(path):  # noqa: PTH113 - Path's raises OSError for a name that is too long.
+                return path.open("rb")
+        raise HTTPException(404)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send the file, read in threads.
 
-        Raises OSError when it cannot be read, RuntimeError when it shrinks.
+        Raises what `open` does, and RuntimeError when the file shrinks.
         """
         run = scope["minibg.threads"].run
-        file = await run(self.content.open, "rb")
+        file = await run(self.open)
         try:
             stat = await run(os.fstat, file.fileno())
             # A copy: a response may be sent twice, to clients that ask for different parts.

@@ -25,13 +25,14 @@ leave one way:
   a text before it: ``/{a}{b}``, or a second ``path`` in one route.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
+from minibg.asgi import ASGIApp
 from minibg.web.depends import Plan
 from minibg.web.exceptions import HTTPException
 from minibg.web.request import Request
@@ -52,8 +53,7 @@ CONVERTERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 Converters = dict[str, Callable[[str], Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """One handler and how its result is sent."""
 
     name: str
@@ -61,6 +61,19 @@ class Route:
     plan: Plan
     #: Makes a response of a result that is none.
     respond: Callable[[Any], Response]
+
+    def response(self, result: Any) -> Response:
+        """Return the response of the handler's result. Raises TypeError for a result that has none."""
+        match result:
+            case Response():
+                return result
+            case dict() | list() | str() | Response() | None, int(status) if isinstance(result, tuple) and status > 99:
+                raise TypeError(f"{self.name} returns a body and a status: write `return JSONResponse(body, {status})`")
+        try:
+            return self.respond(result)
+        except (TypeError, ValueError) as error:
+            why = "write `return await ...`" if inspect.iscoroutine(result) else error
+            raise TypeError(f"{self.name} returns {type(result).__name__}, no response: {why}") from error
 
 
 class Router:
@@ -71,9 +84,12 @@ class Router:
         self._routes: dict[str, dict[str, Route]] = {}
         #: The paths with parameters.
         self._patterns: dict[str, tuple[re.Pattern[str], Converters]] = {}
+        #: The applications below a prefix, which has no slash at its end.
+        self.mounts: dict[str, ASGIApp] = {}
 
-    def find(self, request: Request) -> tuple[Route, dict[str, Any]] | Response:
-        """Return a request's route and the parameters of its path, or a redirect.
+    def find(self, request: Request) -> Route | ASGIApp:
+        """Return a request's route, and add the parameters of its path; or return what answers it
+        instead: a mounted application, whose prefix joins the ``root_path``, or a redirect.
 
         Raises HTTPException: 404 or 405.
         """
@@ -83,10 +99,15 @@ class Router:
         for routes, parameters in self._matches(path):
             route = routes.get(request.method) or (routes.get("GET") if request.method == "HEAD" else None)
             if route is not None:
-                return route, parameters
+                request.path_params |= parameters
+                return route
             allowed.update(routes, ["HEAD"] if "GET" in routes else [])
         if allowed:
             raise HTTPException(405, headers={"allow": ", ".join(sorted(allowed))})
+        for prefix, app in self.mounts.items():
+            if f"{path}/".startswith(f"{prefix}/"):
+                request.scope["root_path"] = root + prefix
+                return app
         other = path.removesuffix("/") if path.endswith("/") else path + "/"
         if next(self._matches(other), None) is None:
             raise HTTPException(404)
@@ -136,8 +157,7 @@ def compile_path(path: str) -> tuple[re.Pattern[str], Converters]:
         if name in converters:
             raise ValueError(f"{path!r} has two parameters named {name!r}")
         expression, converters[name] = CONVERTERS[kind or "str"]
-        divided = "/" in before and not path_before
-        shared = not divided and bool(shared or not before or re.match(previous, before))
+        shared = ("/" not in before or path_before) and bool(shared or not before or re.match(previous, before))
         if shared and kind in {"", "str"}:
             expression = f"[^/{re.escape(before[:1])}]+"
         if shared and (not before or re.match(expression, before)):

@@ -293,6 +293,28 @@ async def test_a_lifespan_surrounds_the_requests_and_gives_them_state() -> None:
     assert (state, app.state.ready) == ({"pool": 7}, True)
 
 
+async def test_a_lifespan_gets_the_pool_and_so_does_the_application() -> None:
+    seen: list[Any] = []
+
+    @asynccontextmanager
+    async def with_pool(app: App, pool: Pool) -> AsyncIterator[None]:
+        seen.extend([pool, app.state.pool])
+        yield
+
+    @asynccontextmanager
+    async def without(app: App, name: str = "default") -> AsyncIterator[None]:
+        seen.extend([name, app.state.pool])
+        yield
+
+    async with serve(App(lifespan=with_pool), port=0) as server:
+        assert seen == [server.pool, server.pool]
+    async with serve(App(lifespan=without), port=0) as server:
+        assert seen[2:] == ["default", server.pool]
+    assert (await live(App(lifespan=without)), seen[4:]) == ((DONE, None), ["default", None])
+    _, error = await live(App(lifespan=with_pool))
+    assert "wrap it in AfterResponse" in str(error)
+
+
 async def test_an_application_without_a_lifespan_function_lives_as_well() -> None:
     assert await live(App()) == (DONE, None)
 

@@ -1,14 +1,19 @@
 """The request as a handler sees it."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from http.cookies import _unquote as unquote_cookie
 from typing import Any
 
+import httpx
 import pytest
 
 from minibg.asgi import ClientDisconnected
+from minibg.serving import serve
 from minibg.web.app import App
 from minibg.web.fields import Headers
 from minibg.web.request import Request
+from minibg.web.response import StreamingResponse
 from tests.web.driver import Answer, call
 
 
@@ -85,6 +90,43 @@ async def test_state_is_shared_by_everything_that_sees_the_request() -> None:
 
     seen, _ = await with_request(look, state={"pool": 1})
     assert seen == ["ann", 1, {"pool": 1, "user": "ann"}, False]
+
+
+@pytest.mark.parametrize("is_dict", [True, False])
+async def test_a_request_can_wait_for_the_stop_of_its_server(is_dict: bool) -> None:
+    event = asyncio.Event()
+    extensions = {"minibg.stopping": {"event": event} if is_dict else event}
+    assert (await with_request(lambda r: r.stopping, extensions=extensions))[0] is event
+
+
+@pytest.mark.parametrize("extensions", [None, {}])
+async def test_under_another_server_the_stop_is_never_announced(extensions: Any) -> None:
+    seen, _ = await with_request(lambda r: [r.stopping, r.stopping], extensions=extensions)
+    assert seen[0] is seen[1] and not seen[0].is_set()
+
+
+async def test_a_stream_ends_when_the_server_stops() -> None:
+    app = App()
+
+    @app.get("/")
+    async def handler(request: Request) -> StreamingResponse:
+        async def ticks() -> AsyncIterator[str]:
+            yield "first"
+            await request.stopping.wait()
+            yield " last"
+
+        return StreamingResponse(ticks())
+
+    async with (
+        serve(app, port=0) as server,
+        httpx.AsyncClient() as client,
+        client.stream("GET", f"http://127.0.0.1:{server.port}/") as response,
+    ):
+        pieces = response.aiter_text()
+        assert await anext(pieces) == "first"
+        stopping = asyncio.create_task(server.stop())
+        assert [piece async for piece in pieces] == [" last"]
+        await stopping
 
 
 async def test_the_body_can_be_read_again_in_every_form() -> None:

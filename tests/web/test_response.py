@@ -1,5 +1,6 @@
 """Responses, message by message."""
 
+import asyncio
 import dataclasses
 import enum
 import os
@@ -13,6 +14,7 @@ from uuid import UUID
 import pytest
 
 from minibg.asgi import ClientDisconnected
+from minibg.serving import serve
 from minibg.web.app import App
 from minibg.web.request import Request
 from minibg.web.response import (
@@ -399,9 +401,70 @@ async def test_conditions_are_for_a_plain_get(file: Path) -> None:
     assert (await sent(FileResponse(file, 404), headers=asked)).status == 404
 
 
-async def test_a_missing_file_is_the_handlers_fault(tmp_path: Path) -> None:
-    answer = await sent(FileResponse(tmp_path / "none"))
-    assert (answer.status, type(answer.error)) == (500, FileNotFoundError)
+@pytest.mark.parametrize("name", ["none", "folder", "fifo", "n" * 300, "a\0", "data.txt/x"])
+@pytest.mark.parametrize("has_root", [True, False])
+async def test_a_file_that_is_missing_or_no_file_is_not_found(file: Path, name: str, has_root: bool) -> None:
+    """Opening a fifo would block a thread until a writer comes."""
+    (file.parent / "folder").mkdir()
+    os.mkfifo(file.parent / "fifo")
+    response = FileResponse(name, root=file.parent) if has_root else FileResponse(f"{file.parent}/{name}")
+    answer = await sent(response)
+    assert (answer.status, answer.json, answer.error) == (404, {"detail": "Not Found"}, None)
+
+
+@pytest.fixture
+def root(file: Path) -> Path:
+    """A folder beside the file, with links in it."""
+    root = file.parent / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "a.txt").write_text("inside")
+    (root / "in").symlink_to(root / "sub" / "a.txt")
+    (root / "out").symlink_to(file)
+    (root / "up").symlink_to(file.parent)
+    (root / "loop").symlink_to(root / "loop")
+    (root / "device").symlink_to("/dev/zero")
+    (file.parent / "root-beside").write_text("secret")
+    return root
+
+
+@pytest.mark.parametrize("name", ["sub/a.txt", "in", "./sub//a.txt", "sub/../in", "../root/in"])
+async def test_a_file_below_the_root_is_served(root: Path, name: str) -> None:
+    assert (await sent(FileResponse(name, root=root))).body == b"inside"
+    assert (await sent(FileResponse(root / name, root=str(root)))).body == b"inside"
+
+
+ESCAPES = [
+    *("../data.txt", "sub/../../data.txt", "../root-beside", "out", "up/data.txt", "loop", "device", ""),
+    *("/etc/passwd", "//etc/passwd", "/dev/zero", "/dev/stdin", "..", "~/.profile", "%2e%2e/data.txt", "..\\data.txt"),
+    *("sub/a.txt\0", "\0", "in/../../data.txt", "..\u2215data.txt", "\udc80"),
+]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+async def test_a_path_that_leaves_the_root_is_not_found(root: Path, name: str) -> None:
+    answer = await sent(FileResponse(name, root=root))
+    assert (answer.status, answer.json, answer.error) == (404, {"detail": "Not Found"}, None)
+
+
+@pytest.mark.parametrize(
+    "target", ["/%2e%2e/data.txt", "/..%2fdata.txt", "/%252e%252e/data.txt", "//etc/passwd", "/a%00"]
+)
+async def test_no_way_to_write_a_path_leads_out_of_the_root(root: Path, target: str) -> None:
+    """Through the real server, which decodes the path."""
+    app = App()
+
+    @app.get("/files/{name:path}")
+    async def handler(name: str) -> FileResponse:
+        return FileResponse(name, root=root)
+
+    async with serve(app, port=0) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for path in ("/sub/a.txt", target):
+            writer.write(f"GET /files{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write_eof()
+        answer = await reader.read()
+        writer.close()
+    assert (answer.count(b" 200 OK"), answer.count(b" 404 Not Found"), b"inside" in answer) == (1, 1, True)
 
 
 async def test_a_file_that_shrinks_while_it_is_sent_breaks_the_response(tmp_path: Path) -> None:

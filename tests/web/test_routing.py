@@ -117,8 +117,8 @@ async def test_another_method_is_405_and_says_which_there_are() -> None:
 
 async def test_the_methods_of_every_matching_pattern_are_allowed() -> None:
     app = App()
-    app.delete("/{x:int}")(lambda: None)
-    app.patch("/{y}")(lambda: None)
+    app.delete("/{x:int}")(lambda x: None)
+    app.patch("/{y}")(lambda y: None)
     assert (await call(app, "PATCH", "/1")).status == 200
     assert (await call(app, "GET", "/1")).headers["allow"] == "DELETE, PATCH"
 
