@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,7 +152,8 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def running(peer: Peer) -> Iterator[Server]:
+def running(peer: Peer, *, patient: bool = True) -> Iterator[Server]:
+    """Start a server, and stop it: ``patient`` leaves it five seconds, which is none for tasks that never end."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -168,11 +169,12 @@ def running(peer: Peer) -> Iterator[Server]:
             time.sleep(0.001)
         yield Server(process, port)
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        if patient:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+        process.kill()  # Without effect on a process that has ended.
+        process.wait()
 
 
 # --- load ---

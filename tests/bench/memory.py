@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     figures: dict[tuple[str, str], list[float]] = {(work, peer.name): [] for work, peer in cases}
     for _ in range(chosen.rounds):
         for work, peer in cases:
-            with running(peer) as server:
+            with running(peer, patient=False) as server:
                 figures[work, peer.name].append(grown(server, CASES[work][0], tasks))
     print(environment("starlette", "uvicorn", "uvloop"))
     lines = []
