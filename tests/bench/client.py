@@ -1,8 +1,9 @@
 """The load: one request over and over on some keep-alive connections, in a process of its own, on 127.0.0.1 only.
 
 It reads its order as JSON from stdin: ``port``, ``data`` (the request; eight ``@`` in it become a number that
-is another one each time), ``count``, ``connections``, ``seconds``. It ends when ``count`` requests have been
-answered, and with an error when an answer is not a 2xx or ``seconds`` have passed.
+is another one each time), ``count``, ``connections``, ``seconds``, ``refusals``. It ends when ``count`` requests
+have been answered, prints how many of them with 503, and ends with an error when ``seconds`` have passed or an
+answer is neither a 2xx nor, with ``refusals``, a 503.
 
 The first answer is read as HTTP. The others must be as long as the first, and are counted and not parsed:
 so this process costs less than the fastest server that it loads.
@@ -53,13 +54,16 @@ for _ in range(min(order["connections"], count - 1)):
     poll.register(sock, select.EPOLLIN)
 for sock in sockets.values():
     sock.sendall(request())
-answered = 1
+answered, refused = 1, 0
 while answered < count:
     for fd, _ in poll.poll(1.0):
         sock = sockets[fd]
         data = sock.recv(65536)
         if missing[fd] == length and not data.startswith(b"HTTP/1.1 2"):
-            sys.exit(f"an answer that is no 2xx: {data[:300]!r}")
+            if not order["refusals"] or not data.startswith(b"HTTP/1.1 503"):
+                sys.exit(f"an answer that is no 2xx: {data[:300]!r}")
+            refused += 1
+            missing[fd] = len(data)
         missing[fd] -= len(data)
         if missing[fd] < 0:
             sys.exit(f"an answer that is longer than the first: {data[:300]!r}")
@@ -70,3 +74,4 @@ while answered < count:
                 sock.sendall(request())
     if time.monotonic() > deadline:
         sys.exit(f"{answered} of {count} answers after {order['seconds']} s")
+print(refused)

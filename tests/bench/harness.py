@@ -190,12 +190,18 @@ def post(path: str, body: bytes = b"") -> bytes:
     return b"POST %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (path.encode(), HOST, len(body), body)
 
 
-def load(server: Server, data: bytes, count: int, connections: int = 64, seconds: float = 60.0) -> float:
-    """Send a request ``count`` times from a process of its own; return microseconds of the server's CPU for each."""
+def send(server: Server, data: bytes, count: int, *, connections: int = 64, refusals: bool = False) -> int:
+    """Send a request ``count`` times from a process of its own, within a minute; return how many were refused (503)."""
     order = {"port": server.port, "data": data.decode("latin-1"), "count": count, "connections": connections}
-    order["seconds"] = seconds
+    order |= {"seconds": 60.0, "refusals": refusals}
+    call = [sys.executable, "-S", "-E", CLIENT]
+    return int(subprocess.run(call, input=json.dumps(order).encode(), check=True, stdout=subprocess.PIPE).stdout)
+
+
+def load(server: Server, data: bytes, count: int) -> float:
+    """Send a request ``count`` times; return microseconds of the server's CPU for each."""
     before = server.settle()
-    subprocess.run([sys.executable, "-S", "-E", CLIENT], input=json.dumps(order).encode(), check=True)
+    send(server, data, count)
     return (server.settle() - before) / count * 1e6
 
 

@@ -28,7 +28,7 @@ ROWS = {
     "plain": (minibg("minibg_app"), get("/plain")),
     "json": (minibg("minibg_app"), get("/items/42?q=hello")),
     "nothing": (minibg("minibg_app"), post("/nothing")),
-    "noop": (minibg("minibg_app"), post("/noop")),
+    "noop": (minibg("minibg_app", "--queue-limit", "100000"), post("/noop")),
 }
 POOL = {"pool": "minibg, coroutines", "pool-sync": "minibg, sync"}
 
