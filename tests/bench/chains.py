@@ -27,7 +27,7 @@ async def measure(queued: int, tasks: int) -> float:
             if left == 0:
                 end.set_result(time.process_time() - began)
 
-        end = asyncio.get_running_loop().create_future()
+        end: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         for _ in range(queued):
             pool.enqueue(link)
         return await end / tasks * 1e6

@@ -1,4 +1,4 @@
-"""What the benches share: servers as processes, their processor time, the load, rounds and tables.
+"""What the benches share: the load, rounds and tables, and the servers of `servers.py`.
 
 **The figure is processor time of the server process**, user and system and all of its threads, read
 from outside with the process's own CPU clock (clock_getcpuclockid(3), in nanoseconds) and divided by the
@@ -16,28 +16,18 @@ import argparse
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.bench.servers import ROOT as ROOT, Peer as Peer, Server as Server, installed as installed
+from tests.bench.servers import minibg as minibg, present as present, running as running, uvicorn as uvicorn
+
 CLIENT = str(Path(__file__).with_name("client.py"))
-ROOT = Path(__file__).parent.parent.parent
-
-
-class Peer(NamedTuple):
-    """A server with an application, as a command of this Python."""
-
-    name: str
-    arguments: list[str]
-    #: The distributions it needs.
-    needs: tuple[str, ...]
 
 
 class Request(NamedTuple):
@@ -45,7 +35,7 @@ class Request(NamedTuple):
 
     name: str
     data: bytes
-    count: int = 4000
+    number: int = 4000
 
 
 class Row(NamedTuple):
@@ -76,105 +66,6 @@ def options(name: str, description: str | None, arguments: Sequence[str]) -> Opt
     parser.add_argument("--quick", action="store_true", help="a tenth of the load, two rounds")
     parsed = parser.parse_args(arguments)
     return Options(parsed.rounds or (2 if parsed.quick else 5), parsed.quick)
-
-
-# --- servers ---
-
-QUIET = ["--no-access-log", "--log-level", "error"]
-
-
-def minibg(application: str, *more: str) -> Peer:
-    arguments = ["-m", "minibg", f"tests.bench.apps.{application}:app", "--loop", "uvloop", *QUIET, *more]
-    return Peer("minibg", arguments, ("uvloop",))
-
-
-def uvicorn(application: str, http: str, *needs: str) -> Peer:
-    arguments = ["-m", "uvicorn", f"tests.bench.apps.{application}:app", "--http", http, "--loop", "uvloop", *QUIET]
-    name = " ".join([*(need.capitalize().replace("api", "API") for need in needs), "uvicorn", http])
-    return Peer(name, arguments, (*needs, "uvicorn", http, "uvloop"))
-
-
-def installed(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def present(peers: Sequence[Peer]) -> list[Peer]:
-    """Return the peers that can be started; name those that cannot."""
-    found = []
-    for peer in peers:
-        missing = [need for need in peer.needs if installed(need) is None]
-        if missing:
-            print(f"skipped: {peer.name}, {', '.join(missing)} is not installed")
-        else:
-            found.append(peer)
-    return found
-
-
-class Server(NamedTuple):
-    """A server that accepts."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-
-    def cpu(self) -> float:
-        """Return the seconds of processor time that it has used."""
-        return cpu_seconds(self.process.pid)
-
-    def settle(self) -> float:
-        """Wait until it has nothing left to do, and return the seconds of processor time."""
-        used = self.cpu()
-        while True:
-            time.sleep(0.02)
-            before, used = used, self.cpu()
-            if used - before < 0.001:
-                return used
-
-    def memory(self) -> int:
-        """Return the bytes of memory that are its own (proc(5): smaps_rollup)."""
-        lines = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()
-        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
-
-    def ask(self, request: bytes, timeout: float = 60.0) -> str:
-        """Send one request on a connection of its own, and return the body of the answer."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout) as sock:
-            sock.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
-            answer = b"".join(iter(lambda: sock.recv(65536), b""))
-        assert answer.startswith(b"HTTP/1.1 2"), answer
-        return answer.partition(b"\r\n\r\n")[2].decode()
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process: its CPU clock has this number (Linux, posix-timers.h: MAKE_PROCESS_CPUCLOCK)."""
-    return time.clock_gettime((~pid << 3) | 2)
-
-
-@contextmanager
-def running(peer: Peer, *, patient: bool = True) -> Iterator[Server]:
-    """Start a server, and stop it: ``patient`` leaves it five seconds, which is none for tasks that never end."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    process = subprocess.Popen([sys.executable, *peer.arguments, "--port", str(port)], cwd=ROOT)
-    try:
-        deadline = time.monotonic() + 30
-        while True:  # until it accepts
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, f"{peer.name} has ended"
-            assert time.monotonic() < deadline, f"{peer.name} does not accept"
-            time.sleep(0.001)
-        yield Server(process, port)
-    finally:
-        if patient:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-        process.kill()  # Without effect on a process that has ended.
-        process.wait()
 
 
 # --- load ---
@@ -218,7 +109,7 @@ def measure(peers: Sequence[Peer], requests: Sequence[Request], options: Options
             for number in range(slices + 1):
                 for request in requests:
                     for name, server in servers:
-                        cost = load(server, request.data, options.scaled(request.count))
+                        cost = load(server, request.data, options.scaled(request.number))
                         if number:  # The first slice warms.
                             used[name, request.name].append(cost)
         for key, costs in used.items():

@@ -138,7 +138,15 @@ def main(arguments: Sequence[str]) -> None:
     rates, medians, lates = ({case: list[float]() for case in cases} for _ in range(3))
     for _ in range(chosen.rounds):
         for case in cases:
-            call = [sys.executable, "-m", "tests.bench", "journal", "--case", case, *(["--quick"] if chosen.quick else [])]
+            call = [
+                sys.executable,
+                "-m",
+                "tests.bench",
+                "journal",
+                "--case",
+                case,
+                *(["--quick"] if chosen.quick else []),
+            ]
             output = subprocess.run(call, cwd=ROOT, check=True, capture_output=True, text=True).stdout
             for figures, figure in zip((rates, medians, lates), output.split(), strict=True):
                 figures[case].append(float(figure))
@@ -147,8 +155,8 @@ def main(arguments: Sequence[str]) -> None:
     for case in cases:
         against = CASES[case][1]
         times = [mine / theirs for mine, theirs in zip(rates[case], rates.get(against, []))]
-        accepts = [spread([1000 * value for value in figures[case]]) for figures in (medians, lates)]
+        delays = [spread([1000 * value for value in figures[case]]) for figures in (medians, lates)]
         target = TARGET if case == "minibg, power" and times else None
         reached = verdict(None if target is None else statistics.median(times) >= target)
-        lines.append((case, spread(rates[case], ".0f"), *accepts, spread(times) if times else "", target or "", reached))
+        lines.append((case, spread(rates[case], ".0f"), *delays, spread(times) if times else "", target or "", reached))
     table(["case", "tasks/s", "accept, p50 ms", "accept, p99 ms", "times Huey", "at least", ""], lines)

@@ -20,10 +20,7 @@ FIRST = 2000
 MINIBG = minibg("minibg_app", "--queue-limit", "1000000", "--keep-finished", "1000000")
 WAITING, FINISHED = Request("waiting", post("/wait")), Request("finished", post("/noop"))
 #: work -> (the request, the bytes that issue 13 asks for)
-CASES = {
-    "a waiting task, added by a request": (WAITING, 1000),
-    "a finished run that is remembered": (FINISHED, 600),
-}
+CASES = {"a waiting task, added by a request": (WAITING, 1000), "a finished run that is remembered": (FINISHED, 600)}
 
 
 def grown(server: Server, request: Request, tasks: int) -> float:

@@ -48,9 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     chosen = options("start", __doc__, arguments)
     # No application of the bench: minibg would be imported in uvicorn's process too, for its types.
     peers = present([uvicorn("bare", "h11"), minibg("bare")])
-    figures: dict[tuple[str, str], list[float]] = {
-        (work, peer.name): [] for work in (IMPORT, ANSWER) for peer in peers
-    }
+    figures: dict[tuple[str, str], list[float]] = {(work, peer.name): [] for work in (IMPORT, ANSWER) for peer in peers}
     for _ in range(chosen.rounds):
         nothing = statistics.median(importing("pass") for _ in range(STARTS))
         for peer in peers:
