@@ -1,10 +1,14 @@
-"""The application of the HTTP bench: bare ASGI, so that only the server is measured."""
+"""Bare ASGI, so that only the server is measured. ``/large`` is answered with 10 KiB; a POST's body is read."""
 
 from minibg.asgi import Message, Receive, Scope, Send
 
-HEADERS = [(b"content-type", b"text/plain; charset=utf-8")]
-START: Message = {"type": "http.response.start", "status": 200, "headers": HEADERS}
-BODY: Message = {"type": "http.response.body", "body": b"Hello, world!"}
+START: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"text/plain; charset=utf-8")],
+}
+SMALL: Message = {"type": "http.response.body", "body": b"Hello, world!"}
+LARGE: Message = {"type": "http.response.body", "body": b"x" * 10240}
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -23,4 +27,4 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
             more = message["more_body"]
         assert size == 1024
     await send(START)
-    await send(BODY)
+    await send(LARGE if scope["path"] == "/large" else SMALL)
