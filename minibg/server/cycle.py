@@ -129,22 +129,6 @@ OVER = (Stage.SENT, Stage.GONE)
 class Cycle:
     """One request and its response."""
 
-    __slots__ = (
-        *(
-            "request",
-            "scope",
-            "stage",
-            "close",
-            "continue_due",
-            "_connection",
-            "_service",
-            "_client",
-            "_status",
-            "_size",
-        ),
-        *("_arrived", "_complete", "_delivered", "_framing", "_missing", "_headers", "_news", "_started_at", "_task"),
-    )
-
     def __init__(
         self,
         connection: Conversation,
