@@ -104,7 +104,23 @@ _LINE_ROOM = 64
 #: RFC 9110 §15.5.6: a 405 MUST have Allow. CONNECT is refused before an application could provide
 #: it.
 _ALLOW = [(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]
+#: Bytes of the blank lines that are skipped before one request. Old clients send one after a body.
+MAX_BLANK = 64
+_BLANK = re.compile(rb"\A(?:\r\n)+")
 BAD_REQUEST = HTTPStatus.BAD_REQUEST
+
+
+def skip_blank_lines(data: bytes, skipped: int) -> tuple[bytes, int]:
+    """Return the data after the blank lines at its beginning, and their bytes, ``skipped`` added.
+
+    RFC 9112 §2.2: a server SHOULD ignore at least one. Exactly one would depend on the packets.
+    Raises `RequestRefused` for more than `MAX_BLANK` bytes before one request.
+    """
+    rest = _BLANK.sub(b"", data)
+    skipped += len(data) - len(rest)
+    if skipped > MAX_BLANK:
+        raise RequestRefused(BAD_REQUEST, "too many blank lines before a request")
+    return rest, skipped
 
 
 def check_beginning(data: bytes, limits: Limits) -> None:

@@ -52,7 +52,6 @@ hide the moment at which the bytes have left.
 """
 
 import asyncio
-import re
 from contextlib import suppress
 from enum import Enum
 from http import HTTPStatus
@@ -62,7 +61,7 @@ from minibg.log import SafeLogger
 from minibg.server import access
 from minibg.server.body import Body
 from minibg.server.cycle import UNANSWERED, Cycle, Stage
-from minibg.server.head import RequestRefused, check_beginning, read_head
+from minibg.server.head import RequestRefused, check_beginning, read_head, skip_blank_lines
 from minibg.server.listen import Peer, presence_of_peer, reset_when_closed
 from minibg.server.service import Deadline, Service
 from minibg.server.writer import NO_REQUEST, Fields, plain_response
@@ -80,8 +79,6 @@ DISCARD = 256 * 1024
 LINGER = 2.0
 #: The header of a 503: nothing is known of the moment at which there will be room.
 RETRY_LATER = [(b"retry-after", b"1")]
-#: Empty lines before a request.
-_BLANK = re.compile(rb"\A(?:\r\n)+")
 
 
 class Phase(Enum):
@@ -119,6 +116,8 @@ class Connection(asyncio.Protocol):
         self._body_read = 0
         #: Bytes that belong to the next request.
         self._pending = b""
+        #: Bytes of blank lines that were skipped before it.
+        self._blank = 0
         self._read_deadline, self._write_deadline = Deadline(service), Deadline(service)
         #: The client has closed its sending half.
         self._half_closed = False
@@ -193,13 +192,11 @@ class Connection(asyncio.Protocol):
 
     def _next_request(self) -> None:
         """Begin the request that ``_pending`` contains, if its head is complete."""
-        if self._pending[:2] == b"\r\n":
-            # RFC 9112 §2.2: at least one empty line SHOULD be ignored. Exactly one would depend on
-            # the packets.
-            self._pending = _BLANK.sub(b"", self._pending)
-        data = self._pending
-        end = data.find(b"\r\n\r\n") + 4
         try:
+            if self._pending[:2] == b"\r\n":
+                self._pending, self._blank = skip_blank_lines(self._pending, self._blank)
+            data = self._pending
+            end = data.find(b"\r\n\r\n") + 4
             if end >= 4:
                 self._begin(data[:end], data[end:])
             else:
@@ -223,7 +220,7 @@ class Connection(asyncio.Protocol):
             body = self._body = Body(request.length, limits)
             arrived, complete, rest = body.feed(rest), body.complete, body.rest
         scope = service.scope_of(request, self._scope)
-        self._pending = rest
+        self._pending, self._blank = rest, 0
         self._cycle = Cycle(self, service, request, scope, arrived=arrived, complete=complete)
         service.idle.pop(self, None)
         self.phase = Phase.RESPONSE

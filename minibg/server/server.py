@@ -279,10 +279,11 @@ class Server:
             ending = [task for task in tasks if task.cancel()]
             if ending:
                 await asyncio.wait(ending)
+        if self.uds is not None and self._accepting:  # Otherwise the path belongs to another server.
+            # Before the close: after it, the path may be the socket of the next server.
+            Path(self.uds).unlink(missing_ok=True)  # noqa: ASYNC240 - it is quick
         for listener in self._accepting.values():
             listener.close()
-        if self.uds is not None and self._accepting:  # Otherwise the path belongs to another server.
-            Path(self.uds).unlink(missing_ok=True)  # noqa: ASYNC240 - it is quick
 
     async def _cancel_requests(self, service: Service) -> None:
         """Cancel the applications at the end of phase 2, and reset every connection."""

@@ -70,6 +70,16 @@ async def test_bytes_that_come_one_by_one_make_the_same_requests() -> None:
         ]
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3, 1000])
+@pytest.mark.parametrize(("lines", "status"), [(32, 200), (33, 400)])
+async def test_blank_lines_before_a_request_are_bounded_however_they_are_cut(cut: int, lines: int, status: int) -> None:
+    data = b"\r\n" * lines + GET
+    async with connected(echo) as client:
+        for start in range(0, len(data), cut):
+            await client.send(data[start : start + cut])
+        assert (await client.response())[0] == status
+
+
 async def test_a_blank_line_before_a_request_is_forgiven() -> None:
     async with connected(echo) as client:
         assert (await client.ask(b"\r\n" + GET))[0] == 200
