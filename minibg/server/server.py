@@ -119,7 +119,8 @@ class Server:
         #: The tasks that accept connections, each with its listening socket.
         self._accepting: dict[asyncio.Task[None], socket.socket] = {}
         #: The tasks of accepted connections until they are made, which takes a handshake with TLS.
-        self._connecting: set[asyncio.Task[None]] = set()
+        #: The oldest is the first.
+        self._connecting: dict[asyncio.Task[None], None] = {}
         #: Seconds that the drain of tasks may add to the application's shutdown; set by the owner
         #: of their pool.
         self.drain_seconds = 0.0
@@ -217,14 +218,22 @@ class Server:
                 await asyncio.sleep(0)
 
     def _take(self, sock: socket.socket, peer: Any, tls: dict[str, Any], service: Service) -> None:
-        """Let an accepted socket become a `Connection`, if there is room at least for its 503."""
+        """Let an accepted socket become a `Connection`, if there is room at least for its 503.
+
+        A client in its handshake of TLS takes room as well. At the limit the oldest of them gives way.
+        """
         if service.is_full():
             sock.close()
             return
+        taken = len(service.clients) + len(self._connecting)
+        if tls and self._connecting and taken >= service.max_connections and not service.close_idle():
+            oldest = next(iter(self._connecting))
+            self._connecting.pop(oldest)
+            oldest.cancel()
         sock.setblocking(False)
         task = service.loop.create_task(self._connect(sock, partial(Connection, service, peer), tls))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        self._connecting[task] = None
+        task.add_done_callback(lambda _: self._connecting.pop(task, None))
 
     async def _connect(self, sock: socket.socket, new: Callable[[], Connection], tls: dict[str, Any]) -> None:
         """Make an accepted socket a `Connection`."""

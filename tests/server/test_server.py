@@ -588,6 +588,21 @@ async def test_an_idle_client_of_tls_ends_in_time_and_holds_no_stop(
                 await server.stop()
 
 
+async def test_clients_that_never_begin_with_tls_take_no_more_room_than_connections_have(
+    authority: tuple[trustme.CA, Path],
+) -> None:
+    context = ssl.create_default_context()
+    authority[0].configure_trust(context)
+    async with serving(echo, ssl_certfile=os.fspath(authority[1]), max_connections=3) as server:
+        silent = [await Client.to(server) for _ in range(12)]
+        for oldest in silent[:9]:
+            await oldest.is_reset()  # or closed
+        client = await Client.to(server, ssl=context, server_hostname="localhost")
+        assert (await client.ask(GET))[0] == 200
+        for each in (client, *silent):
+            each.writer.close()
+
+
 async def test_a_missing_certificate_is_an_error() -> None:
     with pytest.raises(OSError):
         await Server(echo, port=0, ssl_certfile="missing.pem").start()
