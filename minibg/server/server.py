@@ -164,6 +164,8 @@ class Server:
 
     def _tls_options(self) -> dict[str, Any]:
         if not self.ssl_certfile:
+            if self.ssl_keyfile:  # Its owner expects TLS.
+                raise ValueError("ssl_keyfile without ssl_certfile")
             return {}
         context = tls_context(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password)
         seconds = {"ssl_handshake_timeout": self.limits.header_timeout, "ssl_shutdown_timeout": LINGER}

@@ -603,6 +603,11 @@ async def test_clients_that_never_begin_with_tls_take_no_more_room_than_connecti
             each.writer.close()
 
 
+async def test_a_key_without_a_certificate_is_refused_and_not_served_without_tls() -> None:
+    with pytest.raises(ValueError, match="ssl_keyfile without ssl_certfile"):
+        await Server(echo, port=0, ssl_keyfile="key.pem").start()
+
+
 async def test_a_missing_certificate_is_an_error() -> None:
     with pytest.raises(OSError):
         await Server(echo, port=0, ssl_certfile="missing.pem").start()
