@@ -601,6 +601,49 @@ def test_a_second_signal_gives_up_the_drain_and_a_stuck_task_is_named_lost(folde
     ]
 
 
+def test_a_script_that_runs_itself_by_name_has_each_named_task_once(tmp_path: Path) -> None:
+    """It is imported a second time, as shop."""
+    (tmp_path / "shop.py").write_text(
+        """
+from minibg import App, BackgroundTasks, run, task
+
+app = App()
+
+@task(name="mail")
+def mail(): print("mail sent", flush=True)
+
+@task
+def log(): pass
+
+@app.get("/")
+async def handler(background_tasks: BackgroundTasks):
+    background_tasks.add_task(mail)
+    return background_tasks.add_task(log).name
+
+if __name__ == "__main__":
+    import logging
+    logging.basicConfig(level="INFO", format="%(message)s")
+    run("shop:app", port=0, access_log=False)
+"""
+    )
+    with subprocess.Popen(
+        [sys.executable, "shop.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            shop = Command(process)
+            assert shop.get(shop.url()) == "shop.log"
+            shop.until("mail sent")
+            shop.signal()
+            assert shop.ended() == 0
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_a_task_that_swallows_its_cancellation_does_not_keep_the_process(folder: Path, loop: str) -> None:
     with command(folder, "served:app", "--port", "0", "--loop", loop, "--drain-timeout", "0.1") as minibg:

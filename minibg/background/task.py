@@ -32,10 +32,12 @@ options as keywords with an underscore in front (they are keywords all the same)
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum, auto
+from pathlib import Path
 from types import MethodType
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
@@ -187,8 +189,23 @@ def _register(function: Callable[P, R], name: str | None, options: Options) -> T
     return made
 
 
-def _qualified_name(function: Callable[..., object]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
+def _qualified_name(function: Any) -> str:
+    return f"{_importable(function.__module__)}.{function.__qualname__}"
+
+
+def _importable(module: str) -> str:
+    """Return the name under which a module can be imported, also for a script that runs as
+    ``__main__``.
+
+    A script that calls ``run("shop:app")`` is imported a second time, as ``shop``: its tasks have
+    one name.
+    """
+    if module != "__main__":
+        return module
+    main: Any = sys.modules[module]
+    if main.__spec__ is not None:  # python -m
+        return str(main.__spec__.name)
+    return Path(main.__file__).stem if hasattr(main, "__file__") else module
 
 
 def as_task(function: Callable[P, R]) -> Task[P, R]:
@@ -219,7 +236,7 @@ def name_of(function: Callable[..., object]) -> str:
     if isinstance(function, Task):
         return function.name
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    return _qualified_name(named)
 
 
 class CallKind(Enum):
