@@ -49,9 +49,10 @@ event. Rejected too: ``asyncio.Server.wait_closed`` and its kin, whose meaning c
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from math import inf
@@ -125,6 +126,8 @@ class Server:
         #: of their pool.
         self.drain_seconds = 0.0
         self._hurried = asyncio.Event()
+        #: The file of the Unix socket that this server has made.
+        self._socket_file: os.stat_result | None = None
         self._stop: asyncio.Task[None] | None = None
 
     @property
@@ -148,8 +151,7 @@ class Server:
         tls = self._tls_options()
         async with AsyncExitStack() as undo:
             sockets = [undo.enter_context(sock) for sock in self._bind()]
-            if self.uds is not None:
-                undo.callback(Path(self.uds).unlink, missing_ok=True)
+            undo.callback(self._remove_socket)
             await self._lifespan.startup()
             undo.push_async_callback(self.stop)
             service = self._service = self._new_service()
@@ -190,6 +192,7 @@ class Server:
                 sockets = [socket.socket(fileno=self.fd)]
         elif self.uds is not None:
             sockets = [bind_unix(self.uds, self.uds_permissions)]
+            self._socket_file = Path(self.uds).stat()
         else:
             sockets = bind_tcp(self.host, self.port)
         names = [sock.getsockname() for sock in sockets]
@@ -197,6 +200,15 @@ class Server:
         if not isinstance(names[0], str):
             self.port = names[0][1]
         return sockets
+
+    def _remove_socket(self) -> None:
+        """Remove the file of the Unix socket, unless another server has one under that path by now.
+
+        The socket is still open, so the number of its file cannot have been given to another one.
+        """
+        with suppress(OSError):
+            if self.uds and self._socket_file and Path(self.uds).stat().st_ino == self._socket_file.st_ino:
+                Path(self.uds).unlink()
 
     # --- while it serves ---
 
@@ -290,9 +302,8 @@ class Server:
             ending = [task for task in tasks if task.cancel()]
             if ending:
                 await asyncio.wait(ending)
-        if self.uds is not None and self._accepting:  # Otherwise the path belongs to another server.
-            # Before the close: after it, the path may be the socket of the next server.
-            Path(self.uds).unlink(missing_ok=True)  # noqa: ASYNC240 - it is quick
+        # Before the close: after it, the path may be the socket of the next server.
+        self._remove_socket()
         for listener in self._accepting.values():
             listener.close()
 

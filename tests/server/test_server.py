@@ -480,6 +480,18 @@ async def test_a_unix_socket_is_made_with_its_permissions_and_removed(tmp_path: 
     assert not path.exists()
 
 
+async def test_a_server_whose_unix_socket_was_replaced_leaves_that_of_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with contextlib.AsyncExitStack() as stack:
+        async with serving(echo, uds=str(path)):
+            path.unlink()  # as a script does before it starts the next server
+            await stack.enter_async_context(serving(echo, uds=str(path)))
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        assert (await Client(reader, writer).ask(GET))[0] == 200
+        writer.close()
+    assert not path.exists()
+
+
 async def test_what_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s"
     path.write_text("precious")
