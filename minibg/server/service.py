@@ -54,6 +54,9 @@ from minibg.server.head import RequestHead, RequestRefused, scope_of
 from minibg.server.limits import PROGRESS, Limits
 from minibg.server.listen import descriptor_limit
 
+#: Seconds between two ticks, however short a limit is: less would only keep the processor busy.
+TICK_AT_LEAST = 0.01
+
 
 class Connected(Protocol):
     """A connection, as far as its server has to know it."""
@@ -113,7 +116,7 @@ class Service:
     def __post_init__(self) -> None:
         limits = self.limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
-        self.interval = min(1.0, shortest / 2)
+        self.interval = max(TICK_AT_LEAST, min(1.0, shortest / 2))
         self._ticked_at = self.loop.time()
         self.max_connections = min(limits.max_connections, descriptor_limit() * 3 // 4)
 

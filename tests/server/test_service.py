@@ -68,7 +68,8 @@ async def test_the_tick_sets_the_date_asks_every_connection_and_comes_back() -> 
 
 
 @pytest.mark.parametrize(
-    ("limits", "interval"), [({}, 1.0), ({"keep_alive": 0.5}, 0.25), ({"header_timeout": 1.5}, 0.75)]
+    ("limits", "interval"),
+    [({}, 1.0), ({"keep_alive": 0.5}, 0.25), ({"header_timeout": 1.5}, 0.75), ({"header_timeout": 1e-9}, 0.01)],
 )
 async def test_short_limits_make_the_tick_shorter(limits: dict[str, float], interval: float) -> None:
     assert service_of(Loop(), **limits).interval == interval
