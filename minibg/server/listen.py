@@ -83,8 +83,11 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
 def bind_unix(path: str, permissions: int | None) -> socket.socket:
     """Return a socket bound to ``path``, with the mode ``permissions`` unless that is None.
 
-    Raises OSError, with EADDRINUSE if another server listens there.
+    Raises OSError, with EADDRINUSE if another server listens there, and ValueError for no path: the
+    kernel would choose a name that has no file.
     """
+    if not path:
+        raise ValueError("an empty path is no Unix socket")
     import fcntl  # noqa: PLC0415 - it does not exist everywhere; neither do Unix sockets.
 
     with oserrors_about(path), ExitStack() as always, ExitStack() as undo:

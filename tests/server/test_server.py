@@ -480,6 +480,11 @@ async def test_a_unix_socket_is_made_with_its_permissions_and_removed(tmp_path: 
     assert not path.exists()
 
 
+async def test_an_empty_path_is_no_unix_socket() -> None:
+    with pytest.raises(ValueError, match="an empty path"):
+        await Server(echo, uds="").start()
+
+
 async def test_a_server_whose_unix_socket_was_replaced_leaves_that_of_the_other(tmp_path: Path) -> None:
     path = tmp_path / "s"
     async with contextlib.AsyncExitStack() as stack:
