@@ -160,7 +160,7 @@ class App:
         response = None
         async with AsyncExitStack() as stack:
             response = route.response(await route.plan(request, stack))
-            await response(request.scope, request.receive, send)
+            await response(request.scope, receive, send)
         if response is None:
             raise RuntimeError(f"a dependency of {route.name} swallowed its exception: there is nothing to answer")
 

@@ -17,7 +17,6 @@ be larger than memory.
   thread as well. The largest body is the server's limit.
 """
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -25,7 +24,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote
 
-from minibg.asgi import ClientDisconnected, Message, Receive, Scope
+from minibg.asgi import ClientDisconnected, Receive, Scope
 from minibg.threads import Threads
 from minibg.web.exceptions import HTTPException, caller
 from minibg.web.fields import Headers, MultiDict
@@ -76,8 +75,6 @@ class Request:
         self.app: Any = scope["app"]
         self.threads: Threads = scope["minibg.threads"]
         self._streamed = False
-        #: Whether the end of the body has been received.
-        self._ended = False
         self._body: bytes | None = None
         self._form: FormData | None = None
 
@@ -153,18 +150,6 @@ class Request:
             more = message.get("more_body", False)
             if message.get("body"):
                 yield message["body"]
-        self._ended = True
-
-    async def receive(self) -> Message:
-        """Wait for the client's end, for a response that is being streamed (ASGI ``receive``).
-
-        As long as there is a body that the handler has not read, it waits for ever: the body belongs to
-        the handler, and a generator may still read it.
-        """
-        declared = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.scope["headers"])
-        if declared and not self._ended:
-            await asyncio.get_running_loop().create_future()
-        return await self._receive()
 
     async def body(self) -> bytes:
         """Return the whole body, and keep it. Raises what `stream` raises."""

@@ -23,12 +23,10 @@ renders the types that services answer with as well: dataclasses (without the fi
 begins with an underscore), dates, UUIDs, enums, sets and paths.
 """
 
-import asyncio
 import dataclasses
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
-from contextlib import suppress
 from datetime import date, datetime, time
 from email.utils import format_datetime, formatdate
 from enum import Enum
@@ -39,7 +37,7 @@ from typing import Any, BinaryIO, ClassVar
 from urllib.parse import quote
 from uuid import UUID
 
-from minibg.asgi import ClientDisconnected, Receive, Scope, Send
+from minibg.asgi import Receive, Scope, Send
 from minibg.web.exceptions import HTTPException
 from minibg.web.fields import MutableHeaders, field
 from minibg.web.files import select
@@ -185,30 +183,18 @@ class StreamingResponse(Response):
     """A response whose body is sent piece by piece. ``content`` is an iterable of str or bytes,
     sync or async.
 
-    A sync iterator runs in threads. A generator is closed when the client leaves, also while it
-    waits: then `ClientDisconnected` is raised. The other parameters are `Response`'s.
+    A sync iterator runs in threads. A generator is closed when the client leaves. The other
+    parameters are `Response`'s.
     """
 
     def render(self, _: Any) -> None:
         """Return None: the body is produced while it is sent."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the head, then each piece as it comes, until the client leaves.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Send the head, then each piece as it comes.
 
         For HEAD, only the head: the iterator is not started.
         """
-        streaming, leaving = asyncio.ensure_future(self._stream(scope, send)), asyncio.ensure_future(_left(receive))
-        try:
-            await asyncio.wait((streaming, leaving), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            leaving.cancel()
-            streaming.cancel()  # Without effect when it has ended.
-            await asyncio.wait((streaming,))
-        if streaming.cancelled():
-            raise ClientDisconnected("the client has left its stream")
-        streaming.result()
-
-    async def _stream(self, scope: Scope, send: Send) -> None:
         is_async = isinstance(self.content, AsyncIterable)
         chunks = self.content if is_async else scope["minibg.threads"].iterate(self.content)
         try:
@@ -219,17 +205,8 @@ class StreamingResponse(Response):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
         finally:
             if isinstance(chunks, AsyncGenerator):
-                closing = asyncio.ensure_future(chunks.aclose())
-                with suppress(asyncio.CancelledError):  # The client may leave meanwhile.
-                    await asyncio.shield(closing)
-                await closing
+                await chunks.aclose()
         await send({"type": "http.response.body", "body": b""})
-
-
-async def _left(receive: Receive) -> None:
-    """Return when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class FileResponse(Response):

@@ -23,7 +23,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-import minibg
 from minibg.asgi import ASGIApp, Receive, Scope, Send
 from tests.server.test_protocol import seen_by
 from tests.server.wire import GET, Client, respond, serving, without_lifespan
@@ -129,15 +128,6 @@ class Streams:
         middleware = [Middleware(BaseHTTPMiddleware, dispatch=dispatch)]
         return Starlette(routes=[Route("/", self.starlette_handler)], middleware=middleware)
 
-    def app(self) -> ASGIApp:
-        app = minibg.App()
-
-        @app.get("/")
-        async def handler() -> minibg.StreamingResponse:
-            return minibg.StreamingResponse(self.events())
-
-        return app
-
     def fastapi(self) -> ASGIApp:
         app = FastAPI()
 
@@ -156,7 +146,7 @@ class Streams:
 
 
 @pytest.mark.parametrize("leaves", ["closes", "resets"])
-@pytest.mark.parametrize("framework", ["app", "starlette", "with_middleware", "fastapi"])
+@pytest.mark.parametrize("framework", ["starlette", "with_middleware", "fastapi"])
 async def test_an_idle_stream_ends_within_a_second_of_its_client(
     framework: str, leaves: str, caplog: pytest.LogCaptureFixture
 ) -> None:

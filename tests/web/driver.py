@@ -4,7 +4,6 @@ It does what the specification asks of a server and nothing more, so that a test
 hold is a fake that remembers what was added and whether it was dropped; the real one is tested with the joint.
 """
 
-import asyncio
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -86,19 +85,11 @@ async def call(
         [{"type": "http.request", "body": chunk, "more_body": index != last} for index, chunk in enumerate(chunks)]
     )
 
-    left = asyncio.Event()
-    if client_leaves_after == 0:
-        left.set()
-
     async def receive() -> Message:
-        if (message := next(incoming, None)) is not None:
-            return message
-        await left.wait()
-        return {"type": "http.disconnect"}
+        return next(incoming, {"type": "http.disconnect"})
 
     async def send(message: Message) -> None:
         if client_leaves_after is not None and len(answer.messages) >= client_leaves_after:
-            left.set()
             raise ClientDisconnected("gone")
         answer.messages.append(message)
 
