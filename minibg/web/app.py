@@ -37,6 +37,7 @@ from minibg.background import NotAccepted
 from minibg.threads import Threads
 from minibg.web.depends import Dependency, Plan, hold_of
 from minibg.web.exceptions import HTTPException, caller, place_of
+from minibg.web.incoming import Incoming
 from minibg.web.request import Request, State
 from minibg.web.response import JSONResponse, PlainTextResponse, Response
 from minibg.web.routing import Route, Router, compile_path
@@ -136,6 +137,7 @@ class App:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
             return
+        receive = Incoming(receive)
         request = Request(scope, receive)
         # Middleware that replaces ``send`` may hold a head back, so only its own side has started
         # then.

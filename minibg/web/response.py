@@ -10,6 +10,8 @@ The rules of this file:
   framing to the server.
 - Calls that block run in the application's threads: reading files, and iterators that are not
   asynchronous.
+- A stream whose client has left ends within `IDLE` seconds of its last piece: a stream that waits
+  for its next event does not send, and learns of the end only from "http.disconnect".
 - After the client has gone, ``send`` raises `minibg.asgi.ClientDisconnected`, which passes through
   here. Iterators and files are closed on the way. Whether the response's tasks then run is decided
   elsewhere (`minibg.after_response`).
@@ -23,10 +25,12 @@ renders the types that services answer with as well: dataclasses (without the fi
 begins with an underscore), dates, UUIDs, enums, sets and paths.
 """
 
+import asyncio
 import dataclasses
 import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from contextlib import suppress
 from datetime import date, datetime, time
 from email.utils import format_datetime, formatdate
 from enum import Enum
@@ -37,13 +41,17 @@ from typing import Any, BinaryIO, ClassVar
 from urllib.parse import quote
 from uuid import UUID
 
-from minibg.asgi import Receive, Scope, Send
+from minibg.asgi import ClientDisconnected, Receive, Scope, Send
 from minibg.web.exceptions import HTTPException
 from minibg.web.fields import MutableHeaders, field
 from minibg.web.files import select
+from minibg.web.incoming import Incoming
 
 #: Bytes read from a file at a time, as in Starlette.
 CHUNK = 64 * 1024
+#: Seconds for the next piece of a stream whose client has left. A client that has closed only its
+#: sending half still reads, so a stream that goes on is delivered to it.
+IDLE = 0.5
 
 Fields = Mapping[str, str] | None
 
@@ -190,8 +198,8 @@ class StreamingResponse(Response):
     def render(self, _: Any) -> None:
         """Return None: the body is produced while it is sent."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send the head, then each piece as it comes.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the head, then each piece as it comes. Raises ClientDisconnected.
 
         For HEAD, only the head: the iterator is not started.
         """
@@ -200,13 +208,37 @@ class StreamingResponse(Response):
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
-                async for chunk in chunks:
-                    body = chunk.encode() if isinstance(chunk, str) else chunk
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                await self._send_all(chunks, receive if isinstance(receive, Incoming) else Incoming(receive), send)
         finally:
             if isinstance(chunks, AsyncGenerator):
                 await chunks.aclose()
         await send({"type": "http.response.body", "body": b""})
+
+    async def _send_all(self, chunks: AsyncIterable[str | bytes], incoming: Incoming, send: Send) -> None:
+        left = asyncio.create_task(incoming.left())
+        try:
+            async with asyncio.timeout(None) as patience:
+                left.add_done_callback(lambda _: _limit(patience, left))
+                async for chunk in chunks:
+                    _limit(patience, None)  # `send` has a deadline of its own.
+                    body = chunk.encode() if isinstance(chunk, str) else chunk
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    _limit(patience, left)
+        except TimeoutError as error:
+            if patience.expired():
+                raise ClientDisconnected("the client went away, and its stream was idle") from error
+            raise
+        finally:
+            left.cancel()
+
+
+def _limit(patience: asyncio.Timeout, left: asyncio.Task[bool] | None) -> None:
+    """Give the next piece of a stream `IDLE` seconds if its client has left; without ``left`` all time."""
+    with suppress(RuntimeError):  # The stream has ended, or is being cancelled.
+        if left is None:
+            patience.reschedule(None)
+        elif left.done() and not left.cancelled() and not left.exception() and left.result():
+            patience.reschedule(asyncio.get_running_loop().time() + IDLE)
 
 
 class FileResponse(Response):

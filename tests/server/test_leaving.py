@@ -23,7 +23,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from minibg import App
+from minibg import Depends as MiniDepends
+from minibg import Request as MiniRequest
 from minibg.asgi import ASGIApp, Receive, Scope, Send
+from minibg.web.response import StreamingResponse as MiniStream
 from tests.server.test_protocol import seen_by
 from tests.server.wire import GET, Client, respond, serving, without_lifespan
 
@@ -144,9 +148,25 @@ class Streams:
 
         return app
 
+    def app(self) -> ASGIApp:
+        app = App()
+
+        async def session() -> AsyncIterator[None]:
+            self.open += 1
+            try:
+                yield
+            finally:
+                self.open -= 1
+
+        @app.get("/", dependencies=[MiniDepends(session)])
+        async def handler() -> MiniStream:
+            return MiniStream(self.events())
+
+        return app
+
 
 @pytest.mark.parametrize("leaves", ["closes", "resets"])
-@pytest.mark.parametrize("framework", ["starlette", "with_middleware", "fastapi"])
+@pytest.mark.parametrize("framework", ["starlette", "with_middleware", "fastapi", "app"])
 async def test_an_idle_stream_ends_within_a_second_of_its_client(
     framework: str, leaves: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,7 +175,7 @@ async def test_an_idle_stream_ends_within_a_second_of_its_client(
         client = await Client.to(server)
         await client.send(GET)
         await client.reader.readuntil(b"hello\n\n")
-        assert streams.open == (2 if framework == "fastapi" else 1)
+        assert streams.open == (2 if framework in {"fastapi", "app"} else 1)
         if leaves == "resets":
             client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.writer.close()
@@ -167,6 +187,26 @@ async def test_an_idle_stream_ends_within_a_second_of_its_client(
             while server.service.connections:
                 await asyncio.sleep(0)  # turns of the loop, not time
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_stream_of_app_that_goes_on_is_delivered_to_a_client_that_has_only_half_closed() -> None:
+    app = App()
+
+    @app.post("/")
+    async def upper(request: MiniRequest) -> MiniStream:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"first "
+            await asyncio.sleep(0.1)
+            yield await request.body()  # The end of the client is awaited beside it, and takes nothing of it.
+
+        return MiniStream(pieces())
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody")
+        client.writer.write_eof()
+        assert (await client.response())[2] == b"first body"
+        client.writer.close()
 
 
 @pytest.mark.parametrize("leaves", ["half", "closes", "resets"])
