@@ -189,6 +189,29 @@ async def test_an_idle_stream_ends_within_a_second_of_its_client(
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+@pytest.mark.parametrize("leaves", ["closes", "resets"])
+@pytest.mark.parametrize("size", [1000, 200_000])
+async def test_an_idle_stream_of_app_ends_soon_when_its_client_leaves_in_the_middle_of_its_body(
+    size: int, leaves: str
+) -> None:
+    streams, app = Streams(), App()
+
+    @app.post("/")
+    async def handler() -> MiniStream:
+        return MiniStream(streams.events())
+
+    async with serving(app) as server:
+        client = await Client.to(server)
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(size))
+        await client.reader.readuntil(b"hello\n\n")
+        if leaves == "resets":
+            client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.writer.close()
+        async with asyncio.timeout(2):
+            await streams.ended.wait()
+            await asyncio.gather(*server.service.requests)
+
+
 async def test_a_stream_of_app_that_goes_on_is_delivered_to_a_client_that_has_only_half_closed() -> None:
     app = App()
 
