@@ -18,7 +18,8 @@ decides between release and drop, in the last lines of `AfterResponse._respond`:
 - An application that raises before its head has left has its hold *dropped*, except for tasks that
   run ``always``. [promise.1]
 - After the head has left, nothing drops its tasks: not an error in the stream or in the clean-up of
-  a dependency, not the client's end, and not the stop that cancels the response. [promise.4]
+  a dependency, not the client's end, and not the stop that cancels the response. [promise.4] A
+  response of status 500 whose application raises is the exception, see `Head.SERVER_ERROR`.
 - A client that leaves before the end of its response makes ``send`` raise an OSError (ASGI http
   2.4). The handler had answered, so its tasks run. [gone.1]
 
@@ -178,29 +179,44 @@ class _Response:
         self._left = Head.LEFT
 
     async def send(self, message: Message) -> None:
-        is_first = self.head is Head.WAITING
         if self.head is Head.REPLACED:
             return
-        if is_first:
-            try:
-                # Starlette and FastAPI answer every exception with a 500, also an uncaught
-                # QueueFull: it is raised here again.
-                cause = sys.exception() if message.get("status") == 500 else None
-                if isinstance(cause, NotAccepted):
-                    raise cause
-                await self._hold.commit()
-            except NotAccepted as refusal:
-                await self.refuse(refusal)
-                return
-        elif not message.get("more_body", False):
-            await self.commit_late()
+        if self.head is not Head.WAITING:
+            if not message.get("more_body", False):
+                await self.commit_late()
+            await self._pass_on(message)
+            return
+        try:
+            await self._commit(message)
+        except NotAccepted as refusal:
+            await self.refuse(refusal)
+        else:
+            await self._pass_on(message)
+
+    async def _commit(self, message: Message) -> None:
+        """Commit the hold before the head. Raises NotAccepted."""
+        # Starlette and FastAPI answer every exception with a 500, also a QueueFull that the handler
+        # has not caught. It is raised here again, and becomes a 503.
+        cause = sys.exception() if message.get("status") == 500 else None
+        if isinstance(cause, NotAccepted):
+            raise cause
+        await self._hold.commit()
+
+    async def _pass_on(self, message: Message) -> None:
+        """Send a message to the server, and note what becomes of the head by that."""
+        is_first = self.head is Head.WAITING
+        if is_first and message.get("status") == 500:
+            self._left = Head.SERVER_ERROR
         try:
             await self._send(message)
         except OSError:
             self.head = Head.UNDELIVERED
             raise
-        if is_first:
-            self._left = Head.SERVER_ERROR if message.get("status") == 500 else Head.LEFT
+        except asyncio.CancelledError:
+            # The stop came while the kernel had not taken the first part of the body. The server
+            # had written the head before that.
+            self.head = self._left if self.head is Head.STARTED else self.head
+            raise
         self.head = Head.STARTED if is_first and self._is_held_back else self._left
 
     def end(self) -> None:

@@ -273,6 +273,27 @@ async def test_a_cancelled_request_drops_its_tasks() -> None:
         assert exchange.statuses == [DROPPED]
 
 
+async def test_a_response_that_is_cancelled_while_its_head_waits_for_the_kernel_keeps_its_tasks() -> None:
+    """On minibg's server the head is written with the first part of the body, and `send` waits for the kernel then."""
+    async with Pool() as pool:
+        exchange, written = Exchange(), asyncio.Event()
+
+        async def slow(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                written.set()
+                await asyncio.get_running_loop().create_future()
+
+        app = AfterResponse(adding(exchange, work, then=answers), pool)
+        scope = {"type": "http", "method": "GET", "path": "/x", **HOLDS_BACK}
+        request = asyncio.ensure_future(app(scope, exchange._receive, slow))
+        await written.wait()
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        await pool.idle()
+        assert exchange.statuses == [SUCCESSFUL]
+
+
 @pytest.mark.parametrize("leaves_after", [0, 1])
 async def test_the_tasks_run_when_the_client_has_gone(leaves_after: int) -> None:
     async with Pool() as pool:

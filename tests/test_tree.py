@@ -105,7 +105,7 @@ def test_the_path_is_read_in_an_evening() -> None:
 
 def test_the_core_is_small() -> None:
     """The design asks for 3,150. Each guarantee that was added since costs lines; the bound is what they cost, and may fall."""
-    assert size(core()) < 4350
+    assert size(core()) < 4400
 
 
 def test_no_file_is_long() -> None:

@@ -129,7 +129,8 @@ class App:
             await self._stack(scope, receive, sending)
         except Exception as error:
             if scope["type"] == "http":
-                await _fail(error, self._handlers.get(500, self._handlers[Exception]), Request(scope, receive), sending)
+                handler = self._handlers.get(500, self._handlers[Exception])
+                await _fail(error, handler, Request(scope, receive), receive, sending)
             raise
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,7 +149,7 @@ class App:
             handler = None if isinstance(error, ClientDisconnected) else self._handler_of(error)
             if handler and sending.started:
                 raise RuntimeError("the response has started: it is too late to answer this exception") from error
-            if not await _fail(error, handler, request, sending):
+            if not await _fail(error, handler, request, receive, sending):
                 raise
         finally:
             request.end()
@@ -314,7 +315,9 @@ class App:
         self._middleware.append((cls, options))
 
 
-async def _fail(error: Exception, handler: ExceptionHandler | None, request: Request, send: _Sending) -> bool:
+async def _fail(
+    error: Exception, handler: ExceptionHandler | None, request: Request, receive: Receive, send: _Sending
+) -> bool:
     """Drop the tasks of a request whose handler failed, and send the response of ``handler``, a
     sync one called in a thread. Return whether the exception is answered.
 
@@ -328,5 +331,5 @@ async def _fail(error: Exception, handler: ExceptionHandler | None, request: Req
         return False
     is_async = inspect.iscoroutinefunction(handler)
     response = await (handler if is_async else partial(request.threads.run, handler))(request, error)
-    await response(request.scope, request.receive, send)
+    await response(request.scope, receive, send)
     return True

@@ -17,6 +17,7 @@ be larger than memory.
   thread as well. The largest body is the server's limit.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +25,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote
 
-from minibg.asgi import ClientDisconnected, Receive, Scope
+from minibg.asgi import ClientDisconnected, Message, Receive, Scope
 from minibg.threads import Threads
 from minibg.web.exceptions import HTTPException, caller
 from minibg.web.fields import Headers, MultiDict
