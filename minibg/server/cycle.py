@@ -72,10 +72,10 @@ class Conversation(Protocol):
         """Return whether the connection ends after this response."""
 
     def body_taken(self) -> None:
-        """Read on: the application has taken the part of the body that had arrived."""
+        """Read on, because the application has taken the part of the body that had arrived."""
 
     def response_taken(self) -> None:
-        """End the cycle as SENT and go on: the kernel has taken the whole response."""
+        """End the cycle as SENT and go on, because the kernel has taken the whole response."""
 
     def refuse(self, status: HTTPStatus) -> None:
         """Answer in place of the application, which has sent nothing, and close."""
