@@ -12,7 +12,7 @@ timeout of a task changes it for the stored runs too. The exception classes of a
 and are not stored; they are taken from the decorated function.
 
 **Return values.** A return value is stored for the operator if it is short JSON. It may be any
-object of the task, whose methods may raise any exception; such a value is not stored.
+object, and its methods may raise any exception; it is not stored then.
 
 Pickle was rejected: reading it runs code that the file chooses, and a renamed class makes a row
 unreadable.
@@ -115,9 +115,7 @@ def encode_overrides(options: Options, own: Options) -> str:
 
 
 def decode_options(own: Options, row: Row, now: float) -> Options:
-    """Return the options of a stored run, with the rest of its wait. Raises if the row was edited
-    by hand.
-    """
+    """Return a stored run's options, with the rest of its wait. Raises for a row edited by hand."""
     overrides = json.loads(row.overrides)
     if overrides.get("run_at") is not None:
         overrides["run_at"] = datetime.fromisoformat(overrides["run_at"])
@@ -131,7 +129,7 @@ def decode_options(own: Options, row: Row, now: float) -> Options:
         return replace(options, delay=None, run_at=None)
     if row.wait_seconds is None:
         return replace(options, delay=None, run_at=datetime.fromtimestamp(row.due_at, UTC))
-    # If the clock was set back meanwhile, the run waits for its whole delay again, and not longer.
+    # Even if the clock was set back meanwhile, the run waits no longer than its delay.
     return replace(options, delay=max(0.0, min(row.due_at - now, row.wait_seconds)), run_at=None)
 
 
@@ -139,9 +137,7 @@ def decode_options(own: Options, row: Row, now: float) -> Options:
 
 
 def decode_run(row: Row, now: float) -> Run:
-    """Return the run of a row, HELD. Raises if the row was edited by hand or its task is not
-    registered.
-    """
+    """Return the run of a row, HELD. Raises for a row edited by hand, or without a registered task."""
     if (task := TASKS.get(row.name)) is None:
         raise LookupError("its task is not registered")
     args, kwargs = json.loads(row.arguments)
@@ -199,9 +195,7 @@ def end_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
 
 
 def _wait_fields(run: Run, now: float) -> dict[str, Any]:
-    """Return the due time of a WAITING run and the length of its wait; with ``run_at`` only the
-    time.
-    """
+    """Return the due time of a WAITING run, and the length of its wait unless it has ``run_at``."""
     if run.result.status is not TaskStatus.WAITING:
         return {}
     if run.options.run_at is not None and not run.result.attempts:

@@ -143,8 +143,7 @@ class File:
     def close(self, *, keep_lock: bool = False) -> None:
         """Requeue the RUNNING runs, merge the log into the file, and free the lock. Never raises.
 
-        ``keep_lock``: keep the lock, because an attempt is still in progress that cannot be
-        stopped.
+        ``keep_lock``: keep the lock, for an attempt in progress that cannot be stopped.
         """
         try:
             if self._database is not None:
@@ -262,9 +261,7 @@ class File:
             group.update_error = error
 
     def _answer(self, group: Group, now: float) -> None:
-        """Write the answers to requests of `minibg tasks`. They are rare, and so not part of the
-        trigger.
-        """
+        """Write the answers to `minibg tasks`. They are rare, and so not part of the trigger."""
         with self._transaction():
             for row in group.resets:
                 self._execute(schema.RESET_FAILED, (row,))
@@ -309,7 +306,7 @@ class File:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Run a transaction that begins as a writer; one that begins by reading can be refused
+        """Run a transaction that begins as a writer: one that begins as a reader can be refused
         later.
         """
         self._execute("BEGIN IMMEDIATE")
