@@ -148,7 +148,7 @@ class DiskJournal:
             codec.encode_call(run)
 
     async def commit(self, runs: Sequence[Run]) -> None:
-        """Write these runs to disk in one transaction. Raises JournalFailed if none of them is
+        """Write these runs to disk in one transaction. Raises JournalFailed; then no run is
         accepted.
         """
         self._check_open()
