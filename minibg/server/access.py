@@ -3,11 +3,11 @@
     127.0.0.1:52114 "GET /register HTTP/1.1" 200 51 0.004
 
 The fields are the client, the request line as the client sent it, the status, the bytes of the
-response on the wire, and the seconds from the end of the request head to the moment at which the
-kernel had taken the last byte. The line is written at the end because size and duration are not
-known earlier. uvicorn logs at the start and shows neither. The seconds do not include the work of
-the application after its response; tasks have their own log. A request that got no response has the
-status 499, which is nginx' number for it.
+response on the wire, and the seconds from the end of the request head until the kernel has taken
+the last byte. The line is written at the end because size and duration are not known earlier.
+uvicorn logs at the start and shows neither. The seconds do not include the work of the application
+after its response; tasks have their own log. A request that got no response has the status 499,
+which is nginx' number for it.
 
 Rules of this file:
 

@@ -50,9 +50,9 @@ _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*
 #: RFC 9112 §7.1.1: BWS ";" BWS name [ BWS "=" BWS value ], where the value is a token or a
 #: quoted-string.
 _EXTENSION = rb"[\t ]*;[\t ]*[%b]+(?:[\t ]*=[\t ]*(?:[%b]+|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
-#: The end of the data of a chunk, and the size and the extensions of the next.
+#: The end of a chunk's data, and the size and the extensions of the next chunk.
 _CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})((?:%b)*)\r\n" % _EXTENSION)
-#: A trailer field, or the blank line after the last.
+#: A trailer field, or the blank line after the last field.
 _TRAILER = re.compile(rb"(?:[%b]+:[\t\x20-\x7e\x80-\xff]*)?\r\n" % _TOKEN)
 
 

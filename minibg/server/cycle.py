@@ -175,7 +175,7 @@ class Cycle:
         service.requests.add(self._task)
 
     async def run(self) -> None:
-        """Call the application, and answer in its place if it leaves its response undone."""
+        """Call the application, and answer in its place if it does not finish its response."""
         service = self._service
         try:
             await service.app(self.scope, self.receive, self.send)

@@ -207,7 +207,7 @@ def members(headers: Headers, field: bytes) -> list[bytes]:
 
 
 def _body_length(own: dict[bytes, bytes], *, http10: bool) -> int | None:
-    """Return the bytes of the body, or None for a chunked one (RFC 9112 §6.3)."""
+    """Return the length of the body in bytes, or None for a chunked body (RFC 9112 §6.3)."""
     if b"transfer-encoding" not in own:
         return int(own.get(b"content-length", b"0"))
     if b"content-length" in own or http10:

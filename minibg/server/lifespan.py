@@ -2,8 +2,8 @@
 
 The server calls the application once with a scope of type "lifespan", in an asyncio task that
 exists as long as the server serves. It sends "lifespan.startup" before the first connection is
-accepted, and "lifespan.shutdown" after the last one has ended. The application answers each with
-"complete" or "failed".
+accepted, and "lifespan.shutdown" after the last connection has ended. The application answers each
+with "complete" or "failed".
 
 - An application that raises an Exception or returns before it has answered the startup does not
   support lifespan. The server then continues without lifespan (a MUST of the specification), and

@@ -150,7 +150,7 @@ def presence_of_peer(sock: socket.socket | None) -> Peer:
 
 def reset_when_closed(sock: socket.socket | None) -> None:
     """Set SO_LINGER to zero seconds, so that closing this socket sends a reset."""
-    if sock is not None:  # TLS forgets its socket before it reports that the connection is lost.
+    if sock is not None:  # None: asyncio's TLS drops its socket before it reports the loss.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 

@@ -116,8 +116,8 @@ class Server:
         self._service: Service | None = None
         #: The tasks that accept connections, each with its listening socket.
         self._accepting: dict[asyncio.Task[None], socket.socket] = {}
-        #: The tasks of accepted connections until they are made, which takes a handshake with TLS.
-        #: The oldest is the first.
+        #: The tasks that make accepted sockets connections, which takes a handshake with TLS. The
+        #: oldest is the first.
         self._connecting: dict[asyncio.Task[None], None] = {}
         #: Seconds that the drain of tasks may add to the application's shutdown. The owner of the
         #: pool sets it.
@@ -218,9 +218,9 @@ class Server:
                 await asyncio.sleep(0)
 
     def _take(self, sock: socket.socket, peer: Any, tls: dict[str, Any], service: Service) -> None:
-        """Let an accepted socket become a `Connection`, if there is room at least for its 503.
+        """Make an accepted socket a `Connection`, unless there is no room even for its 503.
 
-        A client in its handshake of TLS takes room as well. At the limit the oldest of them gives way.
+        A client in its TLS handshake counts too. At the limit the oldest handshake is cancelled.
         """
         if service.is_full():
             sock.close()
@@ -284,7 +284,7 @@ class Server:
         for tasks in (
             self._accepting,
             self._connecting,
-        ):  # In this order: each connecting task has begun, and has its socket.
+        ):  # In this order: afterwards each connecting task has begun, and owns its socket.
             ending = [task for task in tasks if task.cancel()]
             if ending:
                 await asyncio.wait(ending)

@@ -207,7 +207,7 @@ class Service:
 
 
 class Deadline:
-    """A moment by which something has to happen; `PROGRESS` bytes renew it.
+    """A moment by which a client has to send or take bytes; `PROGRESS` bytes renew it.
 
     Progress is the difference of two positions. A position is a count of bytes that only grows,
     such as the bytes of a body that have been read.

@@ -15,7 +15,7 @@ Rules of this file:
   Two different values are an error; two equal values are sent once (RFC 9110 §8.6). Of its
   Connection field only "close" has an effect.
 - A response has one Date and one Server field. A field of the application replaces the server's.
-- A response that must not have a body has none on the wire, whatever the application sends.
+- If a response must not have a body, body bytes of the application are not written.
 - ValueError and TypeError report a fault of the application, before the first byte is written.
 
 `_framing` chooses how the client learns where the body ends, in the order of RFC 9112 §6.3: no

@@ -14,7 +14,7 @@ and are not stored; they are taken from the decorated function.
 **Return values.** A return value is stored for the operator if it is short JSON. It may be any
 object, and its methods may raise any exception; it is not stored then.
 
-Pickle was rejected: reading it runs code that the file chooses, and a renamed class makes a row
+Pickle was rejected: a pickle can run any code when it is read, and a renamed class makes a row
 unreadable.
 """
 

@@ -1,6 +1,6 @@
 """The file of a journal. One owner opens it, and one thread writes it, group by group.
 
-This file is synchronous and knows no event loop. `group_commit.py` calls it from the thread of the
+This file is synchronous and has no event loop. `group_commit.py` calls it from the thread of the
 journal: `open`, then `write` for each group, then `close`. The command ``minibg tasks`` calls
 `open` and `close` from a process of its own.
 

@@ -9,7 +9,7 @@ have run at the same time as the run that did. If they ran at the same time agai
 would kill them all twice more, and all of them would be FAILED after three crashes. So all suspects
 come back as *one* batch and run one after another, in their order, each followed by its own
 siblings. At the next crash at most one of them is RUNNING, and only its count rises. A run that
-waits for a retry is no suspect: its attempt has ended.
+waits for a retry is not a suspect, because its attempt has ended.
 
 One case remains: an innocent run becomes FAILED if three different *new* runs kill the process
 beside it. Rejected: to let all other runs wait while a suspect runs, which may take hours.

@@ -73,7 +73,7 @@ SCHEMA = """
     CREATE UNIQUE INDEX one_per_key ON runs (name, key) WHERE key IS NOT NULL AND finished_at IS NULL;
 """
 
-#: The step from each older schema to the next one.
+#: The upgrade of each older schema version to the next.
 UPGRADES = {
     1: f"""
     DROP INDEX unfinished; DROP INDEX finished; DROP INDEX asked; DROP INDEX one_per_key;
@@ -217,7 +217,7 @@ class Group:
     change wins.
     """
 
-    #: Runs that end, or begin to wait for a retry: row, attempts, status, due_at, wait_seconds,
+    #: Runs that end, or wait for a retry from now on: row, attempts, status, due_at, wait_seconds,
     #: finished_at, errors, return_value.
     ends: dict[int, dict[str, Any]] = field(default_factory=dict)
     #: Runs that are accepted: row, id, batch, name, arguments, overrides, key, origin, added_at.
