@@ -1,33 +1,31 @@
 """The command: ``minibg module:app``, and ``minibg tasks FILE`` (`minibg.tasks_command`).
 
-The options are read from `Server`, `Limits` and `Pool`: name, default and type are theirs, so the
-command cannot differ from ``serve()``. What is not theirs is below: how the application is found,
-the event loop, the logging.
+Most options take name, default and type from `Server`, `Limits` and `Pool`, so the command cannot
+differ from ``serve()``. This file adds only the options for finding the application, the event loop
+and the logging.
 
-**The environment.** Each option can also be set there: ``MINIBG_QUEUE_LIMIT=50`` is ``--queue-limit
-50``. The command line wins. An environment is often not written for this program: it is inherited,
-or made by an orchestrator. Therefore:
+**The environment.** Each option can also be set in the environment: ``MINIBG_QUEUE_LIMIT=50`` is
+``--queue-limit 50``. The command line wins. An environment is often inherited, or made by an
+orchestrator, and not written for this program. Therefore:
 
-- An empty value is no value. An option is turned off by 0, no, off or false, in any case.
-- A value that cannot be read does not keep the server from starting. A warning names it, and the
-  default stands. A value that can be read and makes no sense, such as no worker at all, is a wrong
-  option.
+- An empty value is ignored. The values 0, no, off and false, in any case, turn an option off.
+- A value that cannot be parsed does not prevent the start: the default is used, and a warning names
+  the value. A parsed value that makes no sense, such as 0 workers, is a wrong option.
 - Kubernetes sets the addresses of each service in the environment. For a service that is called
   "minibg" these are ``MINIBG_PORT=tcp://10.0.0.7:80``, ``MINIBG_SERVICE_HOST`` and more. The first
-  has the name of an option and is named in a warning; the others are passed over.
-- Any other name that begins with ``MINIBG_`` is probably a mistake. A warning names it, and the
-  option that may be meant.
+  has the name of an option, so a warning names it. The others are ignored silently.
+- Any other name that begins with ``MINIBG_`` is probably a mistake. A warning names it and the most
+  similar option.
 
-A wrong option on the command line ends the command with one line, because a person is there to read
-it. Options of other servers that do not exist here (`MEANT`) are answered with their replacement.
+A wrong option on the command line ends the command with one line, because its user can read it. For
+some options of other servers (`MEANT`) the line names the replacement.
 
-Exit codes: 0 after a stop; 1 when there is no such application (`minibg.application`) or the
-address cannot be bound; 2 for wrong options; 3 when the application failed to start up or to shut
-down. Each but the first has a line in the log that says why; for a shutdown it is the application's
-own message. ``--log-level debug`` adds the traceback.
+Exit codes: 0 after a stop; 1 if the application is not found (`minibg.application`) or the address
+cannot be bound; 2 for wrong options; 3 if the application failed to start or to shut down. For each
+code but 0 the log has a line with the reason; for a failed shutdown it is the application's own
+message. ``--log-level debug`` adds the traceback.
 
-Rejected: abbreviated options, which argparse allows. An option that is added later would make them
-ambiguous.
+Rejected: abbreviated options, which argparse allows. A later option could make them ambiguous.
 """
 
 import argparse
@@ -50,10 +48,10 @@ from minibg.background import Pool
 from minibg.server import Limits, Server, StartupFailed
 from minibg.serving import LIMITS, POOL, SERVER, ShutdownFailed, run
 
-#: Seconds that threads have to end after the stop.
+#: Seconds that other threads have to end after the stop.
 THREAD_SECONDS = 2.0
 
-#: What turns an option on and off in the environment.
+#: The words that turn an option on or off in the environment.
 SWITCH = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 
 #: The words that the command's own options take; the first is the default.
@@ -64,21 +62,21 @@ WORDS = {
 }
 DEFAULTS = {"app_dir": "."} | {name: words[0] for name, words in WORDS.items()}
 
-#: What ends the start, and its exit code.
+#: The exceptions that end the start, and their exit codes.
 EXIT_CODES: dict[tuple[type[Exception], ...], int] = {
     (StartupFailed,): 3,
     (AppNotFound, OSError, ImportError): 1,
     (TypeError, ValueError): 2,
 }
 
-#: Options that other servers have, and what is here instead of them.
+#: Options of other servers, and their replacement in minibg.
 MEANT = {
     "workers": "minibg is one process: --task-workers is how many tasks run at once; for more processes start the command "
     "several times, each with its own --port",
     "reload": "minibg does not watch files; a program that does can restart it: watchfiles 'minibg module:app'",
 }
 
-#: What the options are, in the words of the command. Those of `Limits` have their own.
+#: The help texts of the options. The fields of `Limits` have their own.
 HELP = {
     "factory": "call it to get the application",
     "app_dir": "folder to import it from",
@@ -105,14 +103,15 @@ HELP = {
     "durability": "what an accepted task in that file outlives: a loss of power too, or a killed process",
 }
 
-#: What Kubernetes sets for a service whose name is "minibg" or begins with "minibg-", and never means an option.
+#: The variables that Kubernetes sets for a service whose name is "minibg" or begins with "minibg-".
+#: They are never options.
 OF_KUBERNETES = re.compile(r"MINIBG_(\w+_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP))(_\w+)?")
-#: The value of its ``..._PORT``.
+#: The value of the Kubernetes variables ``..._PORT``.
 KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, serve, and exit with the right code."""
+    """Parse the command line, serve, and exit with the code of the result."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["tasks"]:
         from minibg import tasks_command  # noqa: PLC0415 - needs fcntl, which does not exist everywhere.
@@ -125,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _served(options: dict[str, Any], warnings: Sequence[str]) -> int:
-    """Serve until a signal, and return the exit code. What ended the start is a line of the log."""
+    """Serve until a signal, and return the exit code. Log the error that ends the start."""
     level = options.pop("log_level", DEFAULTS["log_level"])
     logs.configure(level, options.pop("log_format", DEFAULTS["log_format"]))
     logger = logging.getLogger("minibg")
@@ -134,7 +133,7 @@ def _served(options: dict[str, Any], warnings: Sequence[str]) -> int:
     try:
         run(**options)
     except ShutdownFailed:
-        return 3  # The log has what the application said.
+        return 3  # The log has the application's message already.
     except (StartupFailed, AppNotFound, OSError, ImportError, TypeError, ValueError) as error:
         what = "the application failed to start: " if isinstance(error, StartupFailed) else ""
         logger.error("%s%s", what, error, exc_info=level == "debug")  # noqa: TRY400 - the traceback is for debugging.
@@ -143,10 +142,10 @@ def _served(options: dict[str, Any], warnings: Sequence[str]) -> int:
 
 
 def _leave(code: int) -> None:
-    """End the process although threads are still at work: those of ``asyncio.to_thread``, for example.
+    """End the process even if threads still run, such as those of ``asyncio.to_thread``.
 
-    Python joins each thread that is not a daemon, without limit. Here they have `THREAD_SECONDS`,
-    and are named then.
+    Python would join each thread that is no daemon, without a limit. Here the threads get
+    `THREAD_SECONDS`, and the log names those that still run.
     """
     deadline = time.monotonic() + THREAD_SECONDS
     threads = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
@@ -186,7 +185,7 @@ class _Explain(argparse.Action):
 
 
 class _Meant(argparse.Action):
-    """Answer an option of another server with what is meant here."""
+    """Exit with the replacement of an option of another server."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         parser.exit(2, f"{parser.prog}: there is no option --{self.dest}: {MEANT[self.dest]}\n")
@@ -195,7 +194,7 @@ class _Meant(argparse.Action):
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
-    An option that is not given is not in its result: the defaults are those of `run`.
+    Its result contains only the given options; `run` has the defaults.
     """
     parser = _Parser(
         "minibg",
@@ -221,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
 
 @cache
 def kinds() -> dict[str, Callable[[str], Any]]:
-    """Return each option of the command and the function that reads it from a text."""
+    """Return the options of the command, each with the function that parses its text."""
     hints = typing.get_type_hints(Server) | typing.get_type_hints(Limits) | typing.get_type_hints(Pool.__init__)
     hints["task_workers"] = hints["workers"]
     own: dict[str, Callable[[str], Any]] = {"factory": switch, "app_dir": str}
@@ -263,7 +262,7 @@ def _option(variable: str) -> str:
 
 
 def _similar(name: str, written: Callable[[str], str]) -> str:
-    """Return which option may be meant by an unknown name, as the end of a sentence."""
+    """Return the most similar option to an unknown name, as the end of a sentence."""
     found = difflib.get_close_matches(name, kinds(), n=1)
     return f", did you mean {written(found[0])}?" if found else ""
 
@@ -272,26 +271,26 @@ def _similar(name: str, written: Callable[[str], str]) -> str:
 
 
 def octal(text: str) -> int:
-    """Read the mode of a file as chmod does."""
+    """Parse the mode of a file, as chmod does."""
     return int(text, 8)
 
 
 def switch(text: str) -> bool:
-    """Read a word that turns an option on or off. Raises ValueError."""
+    """Parse a word that turns an option on or off. Raises ValueError."""
     if text.lower() not in SWITCH:
         raise ValueError(f"{text!r} is none of {', '.join(SWITCH)}")
     return SWITCH[text.lower()]
 
 
 def one_of(words: Sequence[str]) -> Callable[[str], str]:
-    """Return a function that reads one of these words, and raises ArgumentTypeError for another one."""
+    """Return a function that parses one of these words, and raises ArgumentTypeError for any other."""
 
     def word(text: str) -> str:
         if text not in words:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
         return text
 
-    word.__name__ = f"{{{','.join(words)}}}"  # The name of the value, in the help.
+    word.__name__ = f"{{{','.join(words)}}}"  # The help shows it as the name of the value.
     return word
 
 
@@ -299,7 +298,7 @@ def one_of(words: Sequence[str]) -> Callable[[str], str]:
 
 
 def environment(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the options that the environment sets, and a warning for each variable that sets none."""
+    """Return the options that the environment sets, and a warning for each variable that is ignored."""
     found: dict[str, Any] = {}
     warnings: dict[str, str] = {}
     for variable, text in given.items():
@@ -318,7 +317,7 @@ def environment(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str
 
 
 def _is_of_kubernetes(variable: str, text: str) -> bool:
-    """Whether it is one of the variables that no option could be meant by."""
+    """Return whether Kubernetes has set the variable, and it cannot be meant as an option."""
     if OF_KUBERNETES.fullmatch(variable):
         return True
     return variable != "MINIBG_PORT" and variable.endswith("_PORT") and KUBERNETES_PORT.match(text) is not None

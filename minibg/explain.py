@@ -1,14 +1,14 @@
-"""``minibg --explain``: the path of one request, told with the lines of the code that is installed.
+"""``minibg --explain``: the path of one request, with line numbers of the installed code.
 
 The text is `explain.md` beside this file. The README contains the same text, and a test compares
 the two. A reference such as ``background/ledger.py#Ledger.note`` names a file of the package and a
-function or class in it; here it becomes ``background/ledger.py:132 Ledger.note``, looked up in the
-source at the moment it is printed, so a line number cannot be old.
+function or class in it. It is printed as ``background/ledger.py:132 Ledger.note``. The line number
+is read from the source at that moment, so it cannot be outdated.
 
-A Markdown table is too wide for a terminal: each row becomes a paragraph, its first cell the
-heading, the others indented.
+A Markdown table is too wide for a terminal. So each row becomes a paragraph: its first cell is the
+heading, and the other cells are indented.
 
-Raises KeyError for a reference that leads nowhere; a test follows all of them.
+A reference to a missing name raises KeyError; a test checks all references.
 """
 
 import ast
@@ -21,12 +21,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 TEXT = PACKAGE / "explain.md"
 REFERENCE = re.compile(r"\[`([\w/.]+)(?:#([\w.]+))?`\]\([^)]*\)")
-#: Columns of a terminal that are used at the most: longer lines are hard to read.
+#: Maximum columns of a line, because longer lines are hard to read.
 WIDTH = 110
 
 
 def explain(width: int | None = None) -> str:
-    """Return the text for a terminal of ``width`` columns, by default that of the running one."""
+    """Return the text for ``width`` columns, by default those of the terminal."""
     width = min(width or shutil.get_terminal_size().columns, WIDTH)
     paragraphs = TEXT.read_text(encoding="utf-8").strip().split("\n\n")
     return "\n\n".join(_told(paragraph, width) for paragraph in paragraphs) + "\n"
@@ -51,7 +51,7 @@ def _row(head: list[str], row: list[str], width: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Replace references by lines, and take the marks of Markdown away."""
+    """Replace references by file and line, and remove the marks of Markdown."""
     text = re.sub(r" \(\[test\]\([^)]*\)\)", "", text)
     text = REFERENCE.sub(lambda found: _line(found[1], found[2]), text)
     return re.sub(r"\*\*|`", "", text).strip(" |")

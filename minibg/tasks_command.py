@@ -1,4 +1,4 @@
-"""The command ``minibg tasks FILE``: read a journal, and request something of its owner.
+"""The command ``minibg tasks FILE``: read a journal, or request a retry or a cancel of its owner.
 
     minibg tasks tasks.db                       the newest runs, and the number of runs in each status
     minibg tasks tasks.db --status FAILED --json
@@ -8,16 +8,16 @@
 
 The command works while a server runs on the file, and while none does.
 
-**Reading** needs no owner: SQLite shows a reader one consistent moment, and a reader delays no
-writer.
+**Reading** needs no owner. A reader of SQLite sees one consistent state, and delays no writer.
 
-**Changing** goes through the owner, because a journal has one writer. The request is written beside
-the run. A server reads it at its next tick, asks its pool, and writes the answer: the pool may
-refuse, with a sentence that is printed here. If no server runs, this command takes the lock and
-opens the file as a start would, which answers every request.
+**Changing** goes through the owner, because a journal has one writer. The command writes the
+request into the row of the run. A server reads it at its next tick, asks its pool, and writes the
+answer. If the pool refuses, the command prints its reason. If no server runs, the command takes the
+lock and opens the file as a start would; this answers every request.
 
 An id may be shortened as long as it is unique. A row that was edited by hand is shown as it is.
-Exit codes: 0; 1 with one line that says why; 2 for a wrong command line.
+Exit codes: 0 for success; 1 for a failure, with one line of explanation; 2 for a wrong command
+line.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from minibg.background.journal.file import OPEN_SECONDS, File, connect, schema_v
 from minibg.background.journal.schema import COLUMNS, REQUEST, SCHEMA_VERSION, Action, Row
 from minibg.background.result import TaskStatus
 
-#: How often the answer to a request is looked for. Each time takes a second while the file has an
-#: owner (`lock.py`).
+#: The number of times that an answer is looked for. Each takes a second while the file has an owner
+#: (`lock.py`).
 TRIES = 10
-# The queries, each with an index. "g" comes after every hexadecimal digit.
+# The queries, each with an index. "g" sorts after every hexadecimal digit.
 NEWEST = f"SELECT {COLUMNS} FROM runs ORDER BY row DESC LIMIT ?"
 FINISHED = f"SELECT {COLUMNS} FROM runs WHERE finished_at IS NOT NULL AND status = ? ORDER BY finished_at DESC LIMIT ?"
 UNFINISHED = f"""SELECT {COLUMNS} FROM runs INDEXED BY unfinished WHERE finished_at IS NULL AND status = ?
@@ -48,17 +48,17 @@ UNFINISHED = f"""SELECT {COLUMNS} FROM runs INDEXED BY unfinished WHERE finished
 BEGINS_WITH = f"SELECT {COLUMNS} FROM runs WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2"
 COUNTS = """SELECT status, count(*) FROM runs WHERE finished_at IS NOT NULL GROUP BY status
     UNION ALL SELECT status, count(*) FROM runs WHERE finished_at IS NULL GROUP BY status"""
-#: The statuses in which an action makes sense.
+#: The statuses in which an action is possible.
 POSSIBLE = {"retry": ("FAILED",), "cancel": ("HELD", "READY", "WAITING", "RUNNING")}
 PAST = {"retry": "retried", "cancel": "cancelled"}
-#: The times of a run, newest first. The list shows the first one that the run has.
+#: The times of a run, newest first. The list shows the first that is set.
 TIMES = ("finished_at", "started_at", "released_at", "added_at")
-#: Columns for the owner only.
+#: Columns that are not shown, because only the owner needs them.
 INTERNAL = ("row", "batch", "wait_seconds", "request")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command. Raises SystemExit for an error."""
+    """Run the command. Raises SystemExit after an error."""
     options = parser().parse_args(arguments)
     if (options.action == "list") != (options.id is None):
         parser().error(f"{options.action} takes an id" if options.id is None else f"{options.id!r} is no action")
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 def _open(path: str) -> sqlite3.Connection:
     if not Path(path).is_file():
         _fail(f"there is no file {path}")
-    # Read-only, SQLite could not create its files beside a journal at rest.
+    # Not read-only, because SQLite may have to create its log beside a journal without an owner.
     database = connect(path, "rw", OPEN_SECONDS)
     if schema_version(database, path) != SCHEMA_VERSION:
         raise JournalUnusable(f"{path} is empty, or of an older minibg: start the server with it once")
@@ -126,7 +126,7 @@ def _find(database: sqlite3.Connection, id: str) -> Row:
 
 
 def _request(database: sqlite3.Connection, path: str, row: Row, action: Action) -> Row:
-    """Request an action of the owner, and wait for its answer. Return the row as it is then."""
+    """Request an action of the owner, and wait for its answer. Return the row after the answer."""
     if row.status not in POSSIBLE[action]:
         _fail(f"{row.id} cannot be {PAST[action]}: it is {row.status}")
     database.execute(REQUEST, (action, row.id))
@@ -143,12 +143,12 @@ def _request(database: sqlite3.Connection, path: str, row: Row, action: Action) 
 
 
 def _answer_as_owner(path: str) -> None:
-    """Open the file as a start would, which answers all requests; wait a second if it has an owner."""
+    """Answer all requests by opening the file as a start would. Wait a second if it has an owner."""
     file = File(path, "power")
     try:
         file.open(time.time())
     except JournalUnusable:
-        return  # In use. Or unusable in a way that the next query reports.
+        return  # In use, or unusable; then the next query reports why.
     file.close()
 
 
@@ -161,7 +161,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _described(row: Row) -> dict[str, Any]:
-    """Return a row for people and programs: times as text, JSON columns as the values they contain."""
+    """Return a row for the output, with times as text and the JSON columns decoded."""
     described = asdict(row)
     for name in ("arguments", "overrides", "errors", "return_value"):
         described[name] = _decoded(described[name])
@@ -178,7 +178,7 @@ def _described(row: Row) -> dict[str, Any]:
 
 
 def _decoded(text: str | None) -> Any:
-    """Return the value of a JSON text, or a text that is not JSON as it is."""
+    """Return the value of a JSON text, or the text itself if it is not JSON."""
     try:
         return None if text is None else json.loads(text)
     except ValueError:

@@ -1,9 +1,9 @@
-"""An ASGI server on h11 and asyncio. Tasks do not exist here: it imports nothing of minibg but `minibg.asgi`.
+"""An ASGI server on h11 and asyncio, without tasks. It imports only `minibg.asgi` from minibg.
 
-The files in the order in which a request travels: `server` (start and stop), `protocol` (one client),
-`head` and `body` (bytes to a request), `cycle` (one request), `writer` (a response to bytes). Beside
-the path: `service` (what all connections share), `limits`, `listen`, `lifespan`, `forwarded`, `access`.
-The layers in pyproject.toml state which of them may import which.
+The files in the order in which a request travels: `server` (start and stop), `protocol` (one
+client), `head` and `body` (bytes to a request), `cycle` (one request), `writer` (a response to
+bytes). Beside the path: `service` (shared by all connections), `limits`, `listen`, `lifespan`,
+`forwarded`, `access`. The layers in pyproject.toml state which file may import which.
 """
 
 from minibg.server.lifespan import StartupFailed

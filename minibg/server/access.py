@@ -3,21 +3,21 @@
     127.0.0.1:52114 "GET /register HTTP/1.1" 200 51 0.004
 
 The fields are the client, the request line as the client sent it, the status, the bytes of the
-response on the wire, and the seconds from the end of the request head to the moment at which the
-kernel had taken the last byte. The line is written at the end because size and duration are not
-known before; uvicorn logs at the start and has neither. The seconds do not include what the
-application does after its response: tasks have their own log. A request that got no response has
-the status 499, which is nginx' number for it.
+response on the wire, and the seconds from the end of the request head until the kernel has taken
+the last byte. The line is written at the end because size and duration are not known earlier.
+uvicorn logs at the start and shows neither. The seconds do not include the work of the application
+after its response; tasks have their own log. A request that got no response has the status 499,
+which is nginx' number for it.
 
 Rules of this file:
 
-- Bytes of the client are escaped: quotes, backslashes, and everything but printable ASCII. A
-  request target could otherwise close the quotes and forge a second line, or send control sequences
-  to the terminal on which the log is read.
+- The request line is escaped: quotes, backslashes, and all bytes that are not printable ASCII.
+  Otherwise a request target could close the quotes and forge a second line, or send control
+  sequences to the terminal of the operator.
 - The record carries its parts as attributes (`PARTS`), so that a formatter can write them as
   fields. `minibg.logs.JsonFormatter` does.
-- Nothing here configures logging. "minibg.access" is an ordinary logger, and a filter or handler of
-  the application that raises does not reach the server (`minibg.log`).
+- Nothing here configures logging. "minibg.access" is an ordinary logger. An exception in one of its
+  filters or handlers does not reach the server (`minibg.log`).
 
 Rejected: a format string as an option, as in Apache. A formatter of `logging` can write any format
 from the parts.
@@ -33,8 +33,8 @@ logger = SafeLogger("minibg.access")
 #: seconds.
 PARTS = ("client", "request", "status", "bytes", "seconds")
 
-#: Looked up here: a codec is imported at its first use, and a process without descriptors cannot
-#: import.
+#: The codec is looked up at import. Its first use imports a module, which fails in a process that
+#: is out of descriptors.
 _escape = codecs.getencoder("unicode_escape")
 
 
@@ -45,7 +45,7 @@ def escaped(line: bytes) -> str:
 
 
 def log(client: tuple[str, int] | None, request: bytes, status: int, size: int, seconds: float) -> None:
-    """Write the line of one response.
+    """Write the access line of one response.
 
     ``client`` is None on a Unix socket; ``size`` is bytes on the wire.
     """

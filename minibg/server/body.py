@@ -2,36 +2,37 @@
 
 A body ends after Content-Length bytes, or with the last chunk (RFC 9112 §6.3). `Body` is a push
 parser: `feed` takes the bytes that have arrived and returns the part of them that is body. When
-``complete`` is true, ``rest`` holds the bytes behind the end, which begin the next request.
+``complete`` is true, ``rest`` holds the bytes behind the body. They begin the next request.
 
 h11 could read the body too, but it discards chunk extensions and the form of the trailers before a
-caller can look at them. A server has to refuse some of both (a bare CR, a folded line, control
-bytes, megabytes of either), and a second look at the same bytes beside h11 would be a second
-parser. One strict parser of sixty lines is less. The tests use h11 as the oracle: a body that is
-accepted here, h11 reads as the same body.
+caller can look at them. A server has to refuse some of both: a bare CR, a folded line, control
+bytes, megabytes of either. To check the bytes beside h11 would take a second parser, so one strict
+parser of sixty lines replaces h11 here. The tests use h11 as the oracle: h11 reads every body that
+is accepted here as the same body.
 
-The following is refused, with 400 unless another status is given:
+The parser refuses, with 400 unless another status is given:
 
 - a size line that is not 1 to 16 hexadecimal digits and extensions by the grammar of RFC 9112
   §7.1.1. Blanks around ";" and "=" are part of that grammar; blanks before the end of the line are
   not;
-- a size line of more than `_LINE_LIMIT` bytes. No use of extensions is known; §7.1.1 says to
-  ignore them and to limit their total length. Extensions that exceed, in sum, the body and a header
-  section are 431: with chunks of one byte they would carry a hundred times what ``max_body``
-  allows;
+- a size line of more than `_LINE_LIMIT` bytes. No use of extensions is known; §7.1.1 says to ignore
+  them and to limit their total length. Extensions that are in sum larger than the body and a header
+  section together are refused with 431. Otherwise a body in chunks of one byte could carry a
+  hundred times ``max_body`` in extensions;
 - a chunk that does not end with CRLF, and a bare LF anywhere (§2.2);
-- trailers that are not fields. A trailer section larger than a header section may be is 431.
-  Accepted trailers are dropped: they may be merged into the headers only where the field allows it
-  (§7.1.2), and ASGI has no place for them;
+- trailers that are not fields, and a trailer section above ``max_header_bytes`` (431). Accepted
+  trailers are dropped: only some fields allow that a trailer is merged into the headers (§7.1.2),
+  and ASGI has no message for trailers of a request;
 - a body larger than ``max_body`` (413), as soon as a size line announces it.
 
 One regular expression matches the end of a chunk together with the next size line. So a chunk costs
-one match, 0.4 microseconds: what one read of a socket can hold of the smallest chunks (43,000 in
-256,000 bytes) must not block the event loop. The first size line has no chunk before it; the parser
-starts with a CRLF of its own in front of the client's bytes.
+one match, 0.4 microseconds. One read of a socket can bring 43,000 of the smallest chunks (256,000
+bytes), and they must not block the event loop. No chunk precedes the first size line, so the parser
+puts a CRLF of its own before the client's bytes.
 
-Rejected: returning the body in the client's chunks. Chunks belong to the connection, and a proxy
-may divide them anew (RFC 9112 §7.1.1); and one message for all that has arrived is cheaper.
+Rejected: returning the body in the client's chunks. A proxy may change the division into chunks
+(RFC 9112 §7.1.1), so it carries no meaning, and one message for all the bytes that have arrived is
+cheaper.
 """
 
 import re
@@ -40,28 +41,28 @@ from http import HTTPStatus
 from minibg.server.head import BAD_REQUEST, RequestRefused
 from minibg.server.limits import Limits
 
-#: Bytes of a size line, its CRLF included: 16 digits, and room for an extension or two.
+#: Bytes of a size line with its CRLF: 16 digits and one or two extensions.
 _LINE_LIMIT = 256
-#: RFC 9110 §5.6.2: the bytes of a token, written for a character class.
+#: RFC 9110 §5.6.2: the bytes of a token, as the content of a character class.
 _TOKEN = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 #: RFC 9110 §5.6.4: a quoted-string.
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
 #: RFC 9112 §7.1.1: BWS ";" BWS name [ BWS "=" BWS value ], where the value is a token or a
 #: quoted-string.
 _EXTENSION = rb"[\t ]*;[\t ]*[%b]+(?:[\t ]*=[\t ]*(?:[%b]+|%b))?" % (_TOKEN, _TOKEN, _QUOTED)
-#: The end of the data of a chunk, and the size and the extensions of the next.
+#: The end of a chunk's data, and the size and the extensions of the next chunk.
 _CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})((?:%b)*)\r\n" % _EXTENSION)
-#: A trailer field, or the blank line after the last.
+#: A trailer field, or the blank line after the last field.
 _TRAILER = re.compile(rb"(?:[%b]+:[\t\x20-\x7e\x80-\xff]*)?\r\n" % _TOKEN)
 
 
 class Body:
-    """The reader of one body."""
+    """The push parser of one body."""
 
     def __init__(self, length: int | None, limits: Limits) -> None:
         """``length`` is the Content-Length in bytes, or None for a chunked body."""
         self._limits = limits
-        #: The whole body has been read, and all its trailers.
+        #: The whole body and its trailers have been read.
         self.complete = False
         #: The bytes behind a complete body.
         self.rest = b""
@@ -72,7 +73,7 @@ class Body:
         self._unread = b"\r\n" if self._is_chunked else b""
         #: The last chunk has been read; trailers follow.
         self._is_last = False
-        #: Bytes of the body, of its extensions and of its trailers so far.
+        #: Bytes of the body, of its extensions and of its trailers that have been read.
         self._size = self._extensions = self._trailers = 0
 
     def feed(self, data: bytes) -> bytes:
@@ -94,7 +95,7 @@ class Body:
 
     def _read_chunks(self, data: bytes, pieces: list[bytes]) -> int:
         """Collect the data of the chunks in ``pieces``. Return where the unread bytes begin."""
-        # Local names, because the loop runs once a chunk and the client chooses how small chunks are.
+        # Local names are faster, and the client decides how often this loop runs: once a chunk.
         match_chunk, max_body, at, left, size = _CHUNK.match, self._limits.max_body, 0, self.left, self._size
         while match := match_chunk(data, at + left):
             pieces.append(data[at : at + left])

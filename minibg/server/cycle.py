@@ -1,43 +1,45 @@
 r"""One request: ``receive`` and ``send``, and the moment at which the response has left.
 
-A cycle is the server's half of one call of the application. The connection makes it when the
-request has been read as far as it had arrived, and starts its task. The application runs in this
-task, and ``receive`` and ``send`` are all that it sees of the server.
+A cycle is the server's half of one call of the application. The connection creates the cycle after
+it has parsed the bytes that have arrived, and then starts the cycle's asyncio task. The application
+runs in this task, and knows of the server only ``receive`` and ``send``.
 
 The response goes through five stages; `NEXT_STAGES` lists every step that is allowed::
 
     WAITING -- start --> STARTED -- more --> STREAMING -- last --> WRITTEN -- taken --> SENT
                             \------- last ------------------------/
 
-A lost connection leads from each of them but SENT to GONE. Any other step is the application's
-mistake and is raised out of ``send``. The start message is kept until the first body message (ASGI
-http: a server need not flush it before). So a response in one message is one write with a
-Content-Length, and an application that fails between the two messages still gets a clean 500.
+A lost connection leads to GONE from every stage but SENT. Any other step is a mistake of the
+application, and ``send`` raises RuntimeError. The start message is kept until the first body
+message, as ASGI http allows. So a response with one body message is one write with a
+Content-Length, and if the application fails between the two messages, the client still gets a
+complete 500.
 
-**WRITTEN is not SENT**, and minibg stands on the difference. WRITTEN means that the last byte has
+**WRITTEN is not SENT**, and minibg depends on the difference. WRITTEN means that the last byte has
 been given to the transport. SENT means that the kernel has taken it: the transport's buffer is
-empty. The last ``send`` returns at SENT. The connection goes on to its next request at that moment,
-and not when the application returns. The application may run as long as it likes; if it fails now,
-the failure is logged and touches nothing.
+empty. The last ``send`` returns at SENT. At that moment, and not when the application returns, the
+connection goes on to its next request. The application may run on without a time limit; a failure
+after SENT is logged and has no other effect.
 
-The two ends of a request are seen by the application in these ways:
+The application learns of a lost connection and of a complete response as follows:
 
-- ``send`` raises `ClientDisconnected` once the connection is lost, also while it waits.
-- ``send`` ignores what comes after a complete response (ASGI http, "Response Body").
-- ``receive`` returns "http.disconnect" after either, each time it is called. It does so too when
-  the client has closed its sending half, after the body; ``send`` still delivers to such a client.
+- ``send`` raises `ClientDisconnected` once the connection is lost, also if it is waiting at that
+  moment.
+- ``send`` ignores messages after a complete response (ASGI http, "Response Body").
+- ``receive`` returns "http.disconnect" after either, at every call. After the body it also returns
+  it when the client has closed its sending half; ``send`` still delivers to such a client.
 
-An application that has received "http.disconnect" may return without a response, or in the middle
-of one. That is no fault, and the connection is reset.
+After "http.disconnect" the application may return without a response, or in the middle of one. This
+is not logged as a fault, and the connection is reset.
 
-A cycle speaks to its connection through the few members of `Conversation`. Two of its calls come
-back into the cycle before they return: ``write`` calls `end` if the transport has failed, and
-``response_taken`` calls `end` and then starts the next cycle. So ``send`` reads the stage again
-after each of them.
+A cycle uses its connection through the few members of `Conversation`. Two of them call the cycle
+back before they return: ``write`` calls `end` if the transport has failed, and ``response_taken``
+calls `end` and then starts the next cycle. So ``send`` reads the stage again after each of these
+calls.
 
-Rejected: futures and events made for each request. Most applications never wait here: the body is
-complete before they run, and the kernel takes the response at once. A call that has to wait makes
-its event then.
+Rejected: a future or an event for each request. Most applications never wait here, because the body
+is complete before they run and the kernel takes the response at once. A call that has to wait
+creates its event at that moment.
 """
 
 import asyncio
@@ -58,28 +60,28 @@ logger = SafeLogger("minibg.server")
 
 
 class Conversation(Protocol):
-    """The connection of a cycle, as far as the cycle knows it. Tests have one without a socket."""
+    """The interface of a connection that a cycle uses. Tests implement it without a socket."""
 
     #: The kernel has not yet taken all that was written.
     paused: bool
 
     def write(self, data: bytes) -> None:
-        """Hand bytes to the transport; end the cycle if the client has gone."""
+        """Write bytes to the transport; end the cycle if the client has gone."""
 
     def must_close(self) -> bool:
         """Return whether the connection ends after this response."""
 
     def body_taken(self) -> None:
-        """Read on: the application has taken the part of the body that had arrived."""
+        """Read on, because the application has taken the part of the body that had arrived."""
 
     def response_taken(self) -> None:
-        """End the cycle as SENT and go on: the kernel has taken the whole response."""
+        """End the cycle as SENT and go on, because the kernel has taken the whole response."""
 
     def refuse(self, status: HTTPStatus) -> None:
         """Answer in place of the application, which has sent nothing, and close."""
 
     def reset(self) -> None:
-        """Break off a response that cannot be finished."""
+        """Reset the connection, because the response cannot be finished."""
 
 
 class Stage(StrEnum):
@@ -89,7 +91,7 @@ class Stage(StrEnum):
     WAITING = "waiting"
     #: The application has sent "http.response.start", which is kept.
     STARTED = "started"
-    #: The head has been written, and more is to come.
+    #: The head has been written, and a part of the body is still missing.
     STREAMING = "streaming"
     #: The last byte has been written to the transport.
     WRITTEN = "written"
@@ -110,7 +112,7 @@ NEXT_STAGES: dict[Stage, frozenset[Stage]] = {
 
 
 class Presence(StrEnum):
-    """Whether the client is there, as far as the server and the application know."""
+    """The server's and the application's knowledge of whether the client is still there."""
 
     #: It can still send.
     HERE = "here"
@@ -139,7 +141,7 @@ class Cycle:
         arrived: bytes = b"",
         complete: bool = True,
     ) -> None:
-        """``arrived`` is the part of the body that has been read, and all of it if ``complete``."""
+        """``arrived``: the part of the body that has been read. ``complete``: it is the whole body."""
         self._connection = connection
         self._service = service
         self.request = request
@@ -154,10 +156,10 @@ class Cycle:
         self.close = False
         #: The client waits for 100 Continue before it sends the body.
         self.continue_due = request.expects_continue and not arrived and not complete
-        #: The part of the body that waits for the application, whether it is the last, and whether
-        #: it was taken.
+        #: The part of the body that waits for the application; whether it is the last part; whether
+        #: the application has received the last part.
         self._arrived, self._complete, self._delivered = arrived, complete, False
-        #: The framing of the response, and the bytes that its Content-Length still asks for.
+        #: The framing of the response, and the bytes that are missing to its Content-Length.
         self._framing, self._missing = Framing.NONE, 0
         self._headers: Fields = ()
         self._news: asyncio.Event | None = None
@@ -167,28 +169,28 @@ class Cycle:
     # --- the application ---
 
     def start(self) -> None:
-        """Run the application in a task of its own."""
+        """Run the application in a new asyncio task."""
         service = self._service
         self._task = service.loop.create_task(self.run(), context=service.context.copy())
         service.requests.add(self._task)
 
     async def run(self) -> None:
-        """Call the application, and answer in its place if it leaves its response undone."""
+        """Call the application, and answer in its place if it does not finish its response."""
         service = self._service
         try:
             await service.app(self.scope, self.receive, self.send)
             if self.stage is not Stage.SENT:
                 self._returned(None)
-        except BaseException as error:  # No application ends the server, by SystemExit or KeyboardInterrupt neither.
+        except BaseException as error:  # No application ends the server, not even by SystemExit.
             if asyncio.current_task(service.loop) is not self._task:
-                raise  # GeneratorExit: the loop has ended, and the coroutine is closed.
+                raise  # GeneratorExit: the loop has ended and closes the coroutine.
             self._returned(error)
         if self._task is not None:
             service.requests.discard(self._task)
         service.check_empty()
 
     def _returned(self, error: BaseException | None) -> None:
-        """Finish the response that the application has not finished, and log the fault once."""
+        """Finish or reset an unfinished response, and log the application's fault once."""
         stage, level = self.stage, self._fault(error)
         if stage in UNANSWERED and (level == logging.ERROR or self._client is not Presence.TOLD):
             self._connection.refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -199,12 +201,13 @@ class Cycle:
             logger.log(level, line, self.scope["method"], self.scope["path"], how, stage, exc_info=error)
 
     def _fault(self, error: BaseException | None) -> int:
-        """Return the level at which the end of the application is logged; 0 means not at all."""
-        # The end of the client is no fault, nor is the cancellation by a stop, which has a line of
-        # its own.
+        """Return the log level for the end of the application; 0 means that it is not logged."""
+        # Neither a lost client nor the cancellation by a stop is a fault. The stop logs its own
+        # line.
         if isinstance(error, ClientDisconnected):
-            # Frameworks' frames refer to their exception and it to them. Cleared, they free the
-            # generator of a stream now, and its clean-up does not wait for the garbage collector.
+            # The exception and the frames of a framework refer to each other. Clearing the frames
+            # frees the generator of a stream at once; otherwise its clean-up waits for the garbage
+            # collector.
             clear_frames(error.__traceback__)
             return 0
         if self._service.stopping.is_set() and isinstance(error, asyncio.CancelledError):
@@ -212,8 +215,8 @@ class Cycle:
         knows = self.stage is Stage.GONE or self._client is Presence.TOLD
         if error is None:
             return 0 if knows or self.stage is Stage.WRITTEN else logging.ERROR
-        # Starlette's own exception for the client's end is known here by its name. Its context
-        # would not do: that of a fault in the clean-up after ClientDisconnected is the same.
+        # Starlette's own exception for a lost client is recognised by its name. Its context cannot
+        # tell: a fault in the clean-up after ClientDisconnected has the same context.
         return logging.DEBUG if knows and type(error).__name__ == "ClientDisconnect" else logging.ERROR
 
     # --- the stage ---
@@ -246,7 +249,7 @@ class Cycle:
             self._news = None
 
     async def _changed(self) -> None:
-        """Wait for the next `wake`: a new stage, more of the body, or written bytes that were taken."""
+        """Wait for the next `wake`: a new stage, more body, or bytes that the kernel has taken."""
         self._news = self._news or asyncio.Event()
         await self._news.wait()
 
@@ -273,7 +276,7 @@ class Cycle:
         """Keep a part of the body for the application. Return the bytes that wait for it."""
         self._arrived += data
         self._complete = complete
-        self.continue_due = False  # The client did not wait.
+        self.continue_due = False  # The client did not wait for 100 Continue.
         self.wake()
         return len(self._arrived)
 
@@ -302,14 +305,14 @@ class Cycle:
             self._size += len(data)
             connection.write(data)
         if self.stage is Stage.WRITTEN and not connection.paused:
-            connection.response_taken()  # At once: the usual case. Else `Connection.resume_writing` calls it.
+            connection.response_taken()  # The usual case. Otherwise `Connection.resume_writing` calls it.
         while connection.paused and self.stage not in OVER:
             await self._changed()
-        if self.stage is Stage.GONE:  # It has changed while the bytes were written, or while they waited.
+        if self.stage is Stage.GONE:  # The stage has changed during the write or the wait.
             raise ClientDisconnected("the client has gone")
 
     def _encode(self, message: Message) -> bytes:
-        """Return the bytes of a message, which are none for the start."""
+        """Return the bytes to write for a message; none for the start message."""
         kind = message["type"]
         if kind == "http.response.body":
             body = message.get("body", b"")
@@ -330,14 +333,14 @@ class Cycle:
         return b""
 
     def _open(self, body_size: int | None) -> bytes:
-        """Choose the framing, return the head. ``body_size`` is None if more of the body follows."""
+        """Choose the framing and return the head. ``body_size`` is None if more of the body follows."""
         close, date = self._connection.must_close(), self._service.date
         head = response_head(self.request, self._status, self._headers, body_size, close=close, date=date)
         self._framing, self._missing, self.close = head.framing, head.length, head.close
         return head.data
 
     def _frame(self, body: bytes, *, more: bool) -> bytes:
-        """Return a part of the body as it goes on the wire."""
+        """Return a part of the body in its framing."""
         framing = self._framing
         if framing is Framing.LENGTH:
             missing = self._missing = self._missing - len(body)

@@ -1,41 +1,41 @@
 """The client behind a proxy: X-Forwarded-For and X-Forwarded-Proto. Pure.
 
 A proxy that ends the client's connection reports the client's address in a header. Any client can
-send such a header too, so it is believed only on a connection from an address that the operator
-trusts. By default the list is empty and no header is believed. "*" trusts every peer, which is
-right where only the proxy can reach the server (a Unix socket).
+send such a header too, so the server believes it only from a peer whose address the operator
+trusts. By default no address is trusted. "*" trusts every peer; it is meant for a server that only
+the proxy can reach (a Unix socket).
 
-X-Forwarded-For grows to the right: each proxy appends the address that it saw. So it is read from
-the right, and only as far as it was written by proxies that are trusted:
+Each proxy appends the address of its own peer to X-Forwarded-For. So the header is read from the
+right, and only as far as trusted proxies have written it:
 
-- The client is the rightmost address that does not belong to a trusted proxy. If all of them do, it
-  is the leftmost.
-- With "*" it is the rightmost address, which is the one that the last proxy saw. The leftmost,
-  which is often taken, is whatever the client wrote.
+- The client is the rightmost address that is not a trusted proxy's. If all addresses are trusted,
+  the client is the leftmost.
+- With "*" the client is the rightmost address: the peer of the last proxy. The leftmost, which is
+  often taken instead, can be chosen by the client.
 - Empty entries are skipped (RFC 9110 §5.6.1.2). No more than `MAX_HOPS` entries are read, so a
   header of 32 KiB costs no more than a short one.
-- An entry that has to be read and is no IP address ends the reading, and the client is the peer. So
-  a name, a port, or control bytes do not reach ``scope["client"]`` and the access log.
-- An IPv4 address in the form of IPv6 ("::ffff:10.0.0.1"), as a socket for both protocols reports
-  it, is that IPv4 address.
+- If an entry is not an IP address, the reading ends and the client is the peer. So no name, port or
+  control byte reaches ``scope["client"]`` and the access log.
+- An IPv4-mapped IPv6 address ("::ffff:10.0.0.1"), which a socket for both protocols reports, is
+  read as the IPv4 address.
 
-Neither header is a standard; RFC 7239's Forwarded is, and few proxies send it. The client's port is
-not in the header, so it is 0.
+Neither header is a standard. The standard header is Forwarded (RFC 7239), but few proxies send it.
+X-Forwarded-For does not contain the client's port, so the port is 0.
 
-Rejected: rewriting Host from X-Forwarded-Host. Frameworks do that where they need it, with a list
-of hosts of their own.
+Rejected: rewriting Host from X-Forwarded-Host. Frameworks do this with their own list of allowed
+hosts.
 """
 
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
-#: Entries of X-Forwarded-For that are read. Real chains have one to four; the rest is room, without
-#: a precedent.
+#: The number of entries of X-Forwarded-For that are read. Chains of proxies have one to four; 32
+#: leaves room and follows no precedent.
 MAX_HOPS = 32
 
 
 class TrustedProxies:
-    """The peers whose forwarded headers are believed. False if there are none."""
+    """The peers whose forwarded headers are believed; false in a condition if there are none."""
 
     def __init__(self, allowed: str = "") -> None:
         """Parse ``allowed``: comma-separated addresses and networks, or "*".
@@ -50,7 +50,7 @@ class TrustedProxies:
         return self._all or bool(self._networks)
 
     def client_and_scheme(self, scope: dict[str, Any]) -> tuple[tuple[str, int] | None, str]:
-        """Return (address, port) of the client and "http" or "https", as trusted proxies report them.
+        """Return (address, port) of the client, and the scheme, as the trusted proxies report them.
 
         The client is None, as in the scope, on a Unix socket without X-Forwarded-For.
         """
@@ -72,11 +72,11 @@ class TrustedProxies:
 
 
 def _parsed(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the address, an IPv4 one for an IPv4-mapped one; None if ``text`` is no address."""
+    """Return an address, converted to IPv4 if it is IPv4-mapped; None if ``text`` is not an address."""
     try:
         address = ip_address(text)
     except ValueError:
         return None
-    # `ipaddress` takes any text for a zone ("fe80::1%zone"); in the header of another host it has
-    # no meaning.
+    # `ipaddress` accepts any text as a zone ("fe80::1%zone"), but the zone of another host has no
+    # meaning here.
     return None if "%" in text else getattr(address, "ipv4_mapped", None) or address

@@ -1,11 +1,11 @@
 """A request head: the checks of RFC 9112 beyond those of h11, and the ASGI scope. Pure.
 
 h11 judges the head. Its Request event checks the grammar of the method, the target, the field names
-and values, and that there is one Host, one Content-Length and a known transfer coding. It is
-lenient on purpose where old software is sloppy. A server behind a proxy cannot be: wherever two
-parsers read the same bytes differently, a second request can hide inside the first (request
-smuggling). So this file checks the raw bytes before h11 sees them, and checks the event after. Each
-refusal cites its paragraph:
+and values, and that there is one Host, one Content-Length and a known transfer coding. h11 is
+lenient on purpose towards old software. A server behind a proxy must be strict: if two parsers read
+the same bytes differently, a second request can hide inside the first (request smuggling). So this
+file checks the raw bytes before h11 parses them, and the event afterwards. Each refusal cites its
+paragraph:
 
 ===========================================  ======  ==============================================
 Refused                                      Answer  Reason
@@ -34,19 +34,20 @@ target, header section or number of fields   414,    `minibg.server.limits`
 beyond the limit                             431
 ===========================================  ======  ==============================================
 
-Two decisions need more than the bytes of the head and are made by the connection
-(`minibg.server.protocol`): blank lines before a request are skipped (RFC 9112 §2.2, SHOULD), and
-the scheme of an absolute URI is compared with the connection's.
+Two decisions need more than the bytes of the head, and the connection makes them
+(`minibg.server.protocol`): it skips blank lines before a request (RFC 9112 §2.2, SHOULD), and
+compares the scheme of an absolute URI with its own.
 
-Rules of this file: no state, no input or output. `RequestRefused` carries the status. Its text is
-for the log and is not sent: the sender of the bytes may be attacking the browser of another user.
+Rules of this file: no state, no input or output. `RequestRefused` carries the status. Its text goes
+to the log and not to the client, because a text that repeats the client's bytes could be an attack
+on the browser of another user.
 
-Rejected: `h11.Connection` around the event. Made for one head and thrown away, its buffers and
-state machines take 13 of the 40 microseconds of a small request, the event takes 5; after the first
-check below only lines and colons are left to split. The tests use it as the oracle: a head that is
-accepted here, h11 reads as the same request. Rejected too: h11's size limit, which applies only
-while an event is incomplete, so that a head of any size passes in one packet; and a cache of parsed
-heads, which helps benchmarks, whose requests repeat, and little else.
+Rejected: an `h11.Connection` around the event. Its buffers and state machines, created for one
+head, take 13 of the 40 microseconds of a small request; the event takes 5. After the first check
+below, parsing only has to split lines at colons. The tests use `h11.Connection` as the oracle: it
+reads every head that is accepted here as the same request. Rejected too: h11's size limit. It
+applies only while an event is incomplete, so a head of any size passes in one packet. Rejected too:
+a cache of parsed heads. It helps benchmarks, whose requests repeat, and little else.
 """
 
 import re
@@ -83,38 +84,39 @@ class RequestHead(NamedTuple):
     http10: bool
     #: Bytes of the body; None for a chunked body.
     length: int | None
-    #: The connection may be used for another request, as far as the client is concerned.
+    #: The client allows another request on this connection.
     keep_alive: bool
     #: The client waits for 100 Continue before it sends the body.
     expects_continue: bool
 
 
-#: The bytes that a head may contain apart from CR and LF, which are counted.
+#: The bytes that a head may contain besides CR and LF; those are counted instead.
 VISIBLE = bytes(set(range(256)) - set(range(32)) - {127} | {9})
 #: RFC 9110 §7.2: uri-host [ ":" port ], with RFC 3986's IP-literal and reg-name. May be empty.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-fvV:.]+\]|(?:[0-9A-Za-z\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})*+)(?::[0-9]*)?")
 #: RFC 9112 §3: method SP request-target SP HTTP-version. h11 checks the bytes of the first two.
 _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9]\.[0-9])")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
-#: Fields that are about the message itself: its framing, its host, its connection.
+#: Fields about the message itself: its framing, its host, its connection.
 _MESSAGE_FIELDS = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
 #: Bytes for the method, two blanks, the version and CRLF in a request line. The longest registered
-#: method has 17.
+#: method has 17 bytes.
 _LINE_ROOM = 64
-#: RFC 9110 §15.5.6: a 405 MUST have Allow. CONNECT is refused before an application could provide
-#: it.
+#: RFC 9110 §15.5.6: a 405 MUST have Allow. The server sends it, because CONNECT is refused before
+#: the application runs.
 _ALLOW = [(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")]
-#: Bytes of the blank lines that are skipped before one request. Old clients send one after a body.
+#: Bytes of blank lines that are skipped before one request. Old clients send one such line after a
+#: body.
 MAX_BLANK = 64
 _BLANK = re.compile(rb"\A(?:\r\n)+")
 BAD_REQUEST = HTTPStatus.BAD_REQUEST
 
 
 def skip_blank_lines(data: bytes, skipped: int) -> tuple[bytes, int]:
-    """Return the data after the blank lines at its beginning, and their bytes, ``skipped`` added.
+    """Return the data without the blank lines at its beginning, and ``skipped`` plus their bytes.
 
-    RFC 9112 §2.2: a server SHOULD ignore at least one. Exactly one would depend on the packets.
-    Raises `RequestRefused` for more than `MAX_BLANK` bytes before one request.
+    RFC 9112 §2.2: a server SHOULD ignore at least one. A limit in bytes holds however the bytes are
+    split into packets. Raises `RequestRefused` for more than `MAX_BLANK` bytes before one request.
     """
     rest = _BLANK.sub(b"", data)
     skipped += len(data) - len(rest)
@@ -124,7 +126,7 @@ def skip_blank_lines(data: bytes, skipped: int) -> tuple[bytes, int]:
 
 
 def check_beginning(data: bytes, limits: Limits) -> None:
-    """Raise `RequestRefused` for bytes that can no longer become a head, or exceed a limit already.
+    """Raise `RequestRefused` for bytes that cannot be the beginning of a valid head.
 
     The answer is the same however the bytes are split into packets.
     """
@@ -143,7 +145,7 @@ def read_head(head: bytes, limits: Limits) -> RequestHead:
     check_beginning(head, limits)
     if lines - 2 > limits.max_headers:
         raise RequestRefused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields")
-    # Without its visible bytes the head must consist of its pairs of CR and LF.
+    # After removing the visible bytes, only the pairs of CR and LF may be left.
     if len(head.translate(None, VISIBLE)) != 2 * lines or b"\r\n " in head or b"\r\n\t" in head:
         raise RequestRefused(BAD_REQUEST, "bare CR or LF, folded line or control byte")
     first, *fields = [line.partition(b":") for line in head[:-4].split(b"\r\n")]
@@ -162,7 +164,8 @@ def read_head(head: bytes, limits: Limits) -> RequestHead:
 def _status_of(error: h11.LocalProtocolError, headers: Headers) -> HTTPStatus:
     """Return h11's status, except for a final transfer coding other than chunked.
 
-    That one MUST be 400 (RFC 9112 §6.3 item 4); an unknown coding before it is 501 (§6.1).
+    A final coding other than chunked MUST be 400 (RFC 9112 §6.3 item 4); an unknown coding before
+    the final one is 501 (§6.1).
     """
     codings = [value.lower() for name, value in headers if name.lower() == b"transfer-encoding"]
     faulty = codings and codings[-1].rpartition(b",")[2].strip(b" \t") != b"chunked"
@@ -170,7 +173,7 @@ def _status_of(error: h11.LocalProtocolError, headers: Headers) -> HTTPStatus:
 
 
 def _checked(event: h11.Request, limits: Limits) -> RequestHead:
-    """Return the request of an event that passes the checks of this numbered procedure."""
+    """Return the request of an event, after a numbered procedure of checks. Raises `RequestRefused`."""
     # 1. RFC 9110 §15.6.6: the major version.
     if event.http_version[:1] != b"1":
         raise RequestRefused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "another major version")
@@ -179,8 +182,8 @@ def _checked(event: h11.Request, limits: Limits) -> RequestHead:
     if len(event.target) > limits.max_target:
         raise RequestRefused(HTTPStatus.REQUEST_URI_TOO_LONG, "target too long")
     _check_target(event.method, event.target)
-    # 3. RFC 9112 §3.2: Host. h11 has refused a second Host, length or coding, so the last field is
-    # the only one.
+    # 3. RFC 9112 §3.2: Host. h11 has refused a second Host, Content-Length or Transfer-Encoding, so
+    # a dict loses nothing.
     headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
     own = {name: value for name, value in headers if name in _MESSAGE_FIELDS}
     host = own.get(b"host")
@@ -190,21 +193,21 @@ def _checked(event: h11.Request, limits: Limits) -> RequestHead:
     length = _body_length(own, http10=http10)
     if length is not None and length > limits.max_body:
         raise RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "declared body too large")
-    # 5. RFC 9110 §10.1.1: MUST ignore the expectation in HTTP/1.0, MAY ignore others than
-    # 100-continue.
+    # 5. RFC 9110 §10.1.1: a server MUST ignore the expectation in HTTP/1.0, and MAY ignore
+    # expectations other than 100-continue.
     expects = b"expect" in own and not http10 and b"100-continue" in members(headers, b"expect")
-    # 6. RFC 9112 §9.3: keep-alive. The one of HTTP/1.0 is not supported, as in h11.
+    # 6. RFC 9112 §9.3: keep-alive. As in h11, HTTP/1.0 connections are not kept alive.
     close = http10 or (b"connection" in own and b"close" in members(headers, b"connection"))
     return RequestHead(event.method, event.target, headers, http10, length, not close, expects)
 
 
 def members(headers: Headers, field: bytes) -> list[bytes]:
-    """Return the members of a list field in lower case, from all its lines (RFC 9110 §5.6.1)."""
+    """Return the members of a list field in lower case, from all its field lines (RFC 9110 §5.6.1)."""
     return [member.strip(b" \t") for name, value in headers if name == field for member in value.lower().split(b",")]
 
 
 def _body_length(own: dict[bytes, bytes], *, http10: bool) -> int | None:
-    """Return the bytes of the body, or None for a chunked one (RFC 9112 §6.3)."""
+    """Return the length of the body in bytes, or None for a chunked body (RFC 9112 §6.3)."""
     if b"transfer-encoding" not in own:
         return int(own.get(b"content-length", b"0"))
     if b"content-length" in own or http10:
@@ -213,7 +216,7 @@ def _body_length(own: dict[bytes, bytes], *, http10: bool) -> int | None:
 
 
 def _check_target(method: bytes, target: bytes) -> None:
-    """Raise `RequestRefused` for a target in none of the forms of RFC 9112 §3.2."""
+    """Raise `RequestRefused` for a target that has none of the forms of RFC 9112 §3.2."""
     if method == b"CONNECT":
         raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "CONNECT", _ALLOW)
     if b"#" in target:
@@ -229,7 +232,7 @@ def scope_of(request: RequestHead, constant: dict[str, Any]) -> dict[str, Any]:
     """Return the ASGI scope of a request (ASGI http 2.5, "HTTP Connection Scope").
 
     ``constant`` holds the keys that all requests of a connection share. Its ``root_path`` is put
-    before the path, because a proxy that mounts the application there has removed it.
+    before the path: the proxy that mounts the application there has removed it from the target.
     """
     target, headers = request.target, request.headers
     if target[:1] != b"/" and target != b"*":

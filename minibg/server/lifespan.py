@@ -2,29 +2,29 @@
 
 The server calls the application once with a scope of type "lifespan", in an asyncio task that
 exists as long as the server serves. It sends "lifespan.startup" before the first connection is
-accepted, and "lifespan.shutdown" after the last one has ended. The application answers each with
-"complete" or "failed".
+accepted, and "lifespan.shutdown" after the last connection has ended. The application answers each
+with "complete" or "failed".
 
 - An application that raises an Exception or returns before it has answered the startup does not
-  support lifespan. The server goes on without it (the specification says MUST) and sends no
-  shutdown.
+  support lifespan. The server then continues without lifespan (a MUST of the specification), and
+  sends no shutdown.
 - "lifespan.startup.failed" is raised as `StartupFailed`, with the application's message. Many
-  frameworks send "failed" and then raise as well; that is one failure and is reported once.
-- SystemExit, KeyboardInterrupt and the other exceptions that are no Exception do not leave this
-  file, because an asyncio task that raises one of the first two ends the event loop at once. Before
-  the answer to the startup they are a failed startup; after it they are logged as any other error.
-- A startup that hangs can be given up, by `hurry` or by cancelling `startup`. Either cancels the
-  application and waits for its end, so nothing is left behind. The exception is an application that
-  swallows its cancellation: it is named in the log and left running after `CANCEL_GRACE` seconds.
+  frameworks send "failed" and then also raise; this is reported as one failure.
+- SystemExit, KeyboardInterrupt and all other BaseExceptions do not leave this file, because an
+  asyncio task that raises SystemExit or KeyboardInterrupt ends the event loop at once. Before the
+  answer to the startup they fail the startup; afterwards they are logged like any other error.
+- A startup that hangs can be ended by `hurry` or by cancelling `startup`. Both cancel the
+  application and wait for its end. An application that swallows its cancellation is reported in the
+  log after `CANCEL_GRACE` seconds, and left running.
 - ``shutdown_failed`` is true after "lifespan.shutdown.failed", and after an error that ended the
-  conversation once the startup was complete.
-- Each request gets a shallow copy of ``scope["state"]``, as the application has filled it during
-  the startup.
-- The deadlines are the caller's (`Server._stop_in_phases`), which ends its wait with `give_up`. In
+  application once its startup was complete.
+- Each request gets a shallow copy of ``scope["state"]``, which the application fills during the
+  startup.
+- The caller sets the deadlines (`Server._stop_in_phases`), and ends its wait with `give_up`. In
   minibg the tasks are drained inside the shutdown (`minibg.after_response`).
 
-Rejected: an option to turn lifespan off or to require it. An application whose startup matters
-sends "failed".
+Rejected: an option to turn lifespan off or to require it. An application that must not be served
+after a failed startup can send "lifespan.startup.failed".
 """
 
 import asyncio
@@ -38,25 +38,27 @@ from minibg.log import SafeLogger
 
 logger = SafeLogger("minibg.server")
 
-#: Seconds a cancelled application has for its ``finally`` blocks: time for a rollback, without a
-#: precedent.
+#: Seconds that a cancelled application has for its ``finally`` blocks, a rollback for example. The
+#: number follows no precedent.
 CANCEL_GRACE = 5.0
 
 
 class StartupFailed(RuntimeError):
-    """The application has not started. The text is its message, or the reason."""
+    """The application has not started. The text is the application's message, or the reason."""
 
 
 class Lifespan:
-    """One conversation; `startup` and `shutdown` are called once each."""
+    """The lifespan of one application; `startup` and `shutdown` are called once each."""
 
     def __init__(self, app: ASGIApp, state: dict[str, Any], addresses: Sequence[Any] = ()) -> None:
-        """``addresses`` may be filled until `startup`: (host, port) or the path of a Unix socket each."""
+        """``addresses``: each is (host, port) or the path of a Unix socket. The list may be filled
+        until `startup`.
+        """
         self._app = app
         self._addresses = addresses
         self._state = state
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        #: The shutdown has not been completed in order.
+        #: The application has failed to shut down.
         self.shutdown_failed = False
         #: Set when the application has answered the last event, or has ended.
         self.answered = asyncio.Event()
@@ -79,7 +81,9 @@ class Lifespan:
             raise StartupFailed(self._answer.get("message") or "the application did not say why")
 
     def hurry(self, reason: str = "given up while the application was starting") -> None:
-        """Fail a startup that has no answer yet: `startup` raises StartupFailed with the reason."""
+        """Make `startup` raise StartupFailed with the reason, if the application has not answered
+        yet.
+        """
         if not self._answer:
             self._answer = {"type": "lifespan.startup.failed", "message": reason}
             self.answered.set()
@@ -102,17 +106,17 @@ class Lifespan:
 
     async def _run(self) -> None:
         asgi = {"version": "3.0", "spec_version": "2.0"}
-        # The addresses are bound already, so the application can print where it will be reached.
+        # The addresses are bound already, so the application can print them.
         extensions = {"minibg.addresses": {"addresses": self._addresses}}
         scope = {"type": "lifespan", "asgi": asgi, "state": self._state, "extensions": extensions}
         try:
             await self._app(scope, self._inbox.get, self._send)
-        except BaseException as error:  # No application takes the server with it.
+        except BaseException as error:  # No application ends the server.
             if not self._answer and isinstance(error, Exception):
                 logger.info("the application does not speak lifespan: %r", error)
                 return
             self.hurry("the application raised " + "".join(traceback.format_exception_only(error)).strip())
-            # A failure that the application has reported is logged once, and a cancellation is ours.
+            # The application has reported this failure already, or this server has cancelled it.
             known = self._answer["type"].endswith(".failed") or isinstance(error, asyncio.CancelledError)
             self.shutdown_failed |= not known
             level = logging.DEBUG if known else logging.ERROR

@@ -1,31 +1,31 @@
-"""Where the server listens: TCP, a Unix socket, an inherited descriptor; and the TLS context.
+"""The listening sockets: TCP, Unix, or an inherited descriptor; and the TLS context.
 
 The functions here bind. The server calls them before the application starts, so that an address in
-use is an OSError at once, and listens after the application has started, so that no client waits
+use raises OSError at once. It listens after the application has started, so that no client waits
 for an application that fails to start.
 
-- A host name may have several addresses ("localhost" has two). All are bound, to the same port,
-  which holds for port 0 too.
-- A Unix socket whose server is dead is replaced. One of a living server is an address in use like
-  any other, also while that server's application starts. (asyncio removes either, and the first
-  server loses its clients to the second.)
-- A descriptor (systemd's socket activation, a supervisor's socket) is used as it is.
-- An OSError of the system does not name the address or the file. `oserrors_about` adds it.
+- A host name may have several addresses ("localhost" has two). All are bound to the same port, also
+  with port 0.
+- The Unix socket of a dead server is replaced. The Unix socket of a living server is an address in
+  use, also while the application of that server starts. (asyncio removes both, and the first server
+  loses its clients to the second.)
+- An inherited descriptor (systemd's socket activation, a supervisor's socket) is used as it is.
+- An OSError of the system does not name the address or the file; `oserrors_about` adds the name.
 
-Which of two servers gets a Unix socket. A connection attempt cannot tell a dead socket from one
-that is bound and does not listen yet: both are refused. So the probe is a datagram socket, which no
-stream socket accepts: the kernel refuses it (ECONNREFUSED) only if no process has the socket open,
-and reports the wrong type (EPROTOTYPE) otherwise. Between the probe and the bind two processes
-could still remove each other's socket; for these few system calls each holds a lock (flock) on the
-folder. The kernel releases it when a process dies, and no file is left behind.
+**Two servers on one Unix socket.** To connect a stream socket does not show whether a server is
+dead: the kernel also refuses a socket that is bound and does not listen yet. So the probe is a
+datagram socket. The kernel answers it with ECONNREFUSED if no process has the socket open, and with
+EPROTOTYPE (wrong type) otherwise. Between the probe and the bind, two processes could still remove
+each other's socket, so each of them holds a lock (flock) on the folder during these few system
+calls. The kernel releases the lock when a process dies, and no file is left behind.
 
-Rejected: a lock file beside the socket. It has to be held as long as the server lives, and can
-neither be removed without a race nor left behind without a question. A socket bound under a
-temporary name and linked to its path: the link fails while a dead socket is there, and removing
-that one is the same race.
+Rejected: a lock file beside the socket. It has to be held as long as the server lives, to remove it
+is a race, and to leave it there puzzles the operator. Rejected: a socket that is bound under a
+temporary name and linked to its path. The link fails if a dead socket is there, and to remove the
+dead socket is the same race.
 
-Rejected too: SO_REUSEPORT. Two servers started on one port by mistake would share its requests, and
-each would seem to lose half of them.
+Rejected too: SO_REUSEPORT. Two servers that are started on one port by mistake would share its
+requests, and each would seem to lose half of them.
 """
 
 import errno
@@ -40,9 +40,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
-#: Seconds of silence after which the kernel probes a connection. Linux keeps a connection that its
-#: program has closed for 60 (tcp_fin_timeout), and answers probes until then; an earlier probe
-#: would find nothing.
+#: Seconds of silence after which the kernel probes a connection. When a client's program has closed
+#: its socket, its Linux kernel still answers probes for 60 seconds (tcp_fin_timeout), so an earlier
+#: probe would not notice the close.
 KEEP_ALIVE_IDLE = 60
 
 
@@ -60,7 +60,7 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
 
     Raises OSError, and ValueError for an invalid port.
     """
-    if not 0 <= port < 1 << 16:  # getaddrinfo takes any number, modulo 65,536.
+    if not 0 <= port < 1 << 16:  # getaddrinfo accepts larger numbers, modulo 65,536.
         raise ValueError(f"{port} is not a port: 0 to 65535")
     sockets: list[socket.socket] = []
     with oserrors_about(f"{host or '*'} port {port}"), ExitStack() as undo:
@@ -71,9 +71,10 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # Accepted sockets inherit both.
             if hasattr(socket, "TCP_KEEPIDLE"):  # pragma: no branch - macOS has another name for it
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE)
-            if family == socket.AF_INET6:  # Otherwise it would take the IPv4 port too.
+            if family == socket.AF_INET6:  # Otherwise it would also bind the IPv4 port.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            # With port 0 the first address gets a free port, and the others get the same.
+            # With port 0 the first address gets a free port, and the other addresses get the same
+            # port.
             sock.bind((address[0], sockets[0].getsockname()[1] if sockets else address[1], *address[2:]))
             sockets.append(sock)
         undo.pop_all()
@@ -91,7 +92,7 @@ def bind_unix(path: str, permissions: int | None) -> socket.socket:
     import fcntl  # noqa: PLC0415 - it does not exist everywhere; neither do Unix sockets.
 
     with oserrors_about(path), ExitStack() as always, ExitStack() as undo:
-        # Another process that starts on this path waits here until the socket is bound or given up.
+        # A second process that starts on this path waits here until this one has bound or failed.
         folder = os.open(Path(path).parent, os.O_RDONLY)
         always.callback(os.close, folder)
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -111,7 +112,7 @@ def bind_unix(path: str, permissions: int | None) -> socket.socket:
 def tls_context(certfile: str, keyfile: str | None, password: str | None) -> ssl.SSLContext:
     """Return a context for TLS 1.2 or newer.
 
-    Raises OSError for files that are missing, or that are no certificate and key.
+    Raises OSError if a file is missing, or if the files are not a certificate and its key.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -125,22 +126,22 @@ def tls_context(certfile: str, keyfile: str | None, password: str | None) -> ssl
 
 
 class Peer(Enum):
-    """The other end of a connection, as far as the kernel knows."""
+    """The state of the client's end of a connection, as the kernel knows it."""
 
     OPEN = "open"
-    #: It has closed its sending half, and may have closed both.
+    #: The client has closed its sending half, and may have closed both.
     HALF_CLOSED = "half closed"
-    #: It has closed both halves, or has reset the connection.
+    #: The client has closed both halves, or has reset the connection.
     GONE = "gone"
 
 
 def presence_of_peer(sock: socket.socket | None) -> Peer:
-    """Ask the kernel by poll(2), which reports the end of a peer whose bytes are not read.
+    """Return the state of the peer by poll(2), also while its bytes are not read.
 
-    Of a peer that has closed both halves at once the kernel knows the one, until something is
-    written or a probe is answered with a reset (`KEEP_ALIVE_IDLE`).
+    A peer that has closed both halves at once is HALF_CLOSED at first. It is GONE when it has
+    answered a write or a probe (`KEEP_ALIVE_IDLE`) with a reset.
     """
-    if sock is None or not hasattr(select, "POLLRDHUP"):  # A closing TLS connection; not on Linux.
+    if sock is None or not hasattr(select, "POLLRDHUP"):  # A closing TLS connection, or not Linux.
         return Peer.OPEN
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLRDHUP)
@@ -151,8 +152,8 @@ def presence_of_peer(sock: socket.socket | None) -> Peer:
 
 
 def reset_when_closed(sock: socket.socket | None) -> None:
-    """Let the close of this socket send a reset: SO_LINGER with zero seconds."""
-    if sock is not None:  # TLS forgets its socket before it reports that the connection is lost.
+    """Set SO_LINGER to zero seconds, so that closing this socket sends a reset."""
+    if sock is not None:  # None: asyncio's TLS drops its socket before it reports the loss.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -160,7 +161,7 @@ def reset_when_closed(sock: socket.socket | None) -> None:
 
 
 def descriptor_limit() -> int:
-    """Return how many descriptors the process may open: its soft limit of RLIMIT_NOFILE."""
+    """Return the number of descriptors that the process may open: its soft limit of RLIMIT_NOFILE."""
     try:
         import resource  # noqa: PLC0415 - it does not exist on Windows.
     except ImportError:  # pragma: no cover
@@ -170,8 +171,8 @@ def descriptor_limit() -> int:
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the soft limit of the process's descriptors to the hard one, as each process may."""
-    # Windows has no such limit; macOS has a hard limit that it does not grant.
+    """Raise the soft limit of the process's descriptors to the hard limit; no privilege is needed."""
+    # Windows has no such limit; macOS refuses to raise the soft limit to its own hard limit.
     with suppress(ImportError, ValueError, OSError):
         import resource  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-r"""One client: its bytes become requests, one after another, and its connection ends in good order.
+r"""One client: parse its bytes into requests, one after another, and end its connection in order.
 
-The event loop calls the methods of an `asyncio.Protocol` when bytes arrive, when written bytes have
-left, and when the connection is lost. The meaning of the bytes depends on the phase::
+The event loop calls the methods of an `asyncio.Protocol` when bytes arrive, when the written bytes
+have left, and when the connection is lost. The phase decides how arriving bytes are read::
 
     IDLE --> HEAD --> BODY --> RESPONSE --> IDLE ...      one request after another
       \        \        \---> DISCARD ---/                 the response left before the body
@@ -9,32 +9,34 @@ left, and when the connection is lost. The meaning of the bytes depends on the p
 
 The rules of this file:
 
-- *No application runs inside `data_received`.* The bytes are parsed up to the end of the message,
-  if it has arrived, and then the cycle starts as a task. So all sockets that are ready are read
-  before any application runs; to answer at once instead costs a fifth to two thirds of the
+- *No application runs inside `data_received`.* The bytes are parsed as far as they belong to the
+  request, and then the cycle starts as an asyncio task. So all sockets that are ready are read
+  before any application runs; running the application at once costs a fifth to two thirds of the
   throughput. A small body is complete before its application starts.
 - *The next request begins when the kernel has taken the last byte of the response*, and not when
-  the application has returned. The transport reports it: its write buffer limit is zero, so it
-  calls `pause_writing` when the kernel does not take everything, and `resume_writing` when its
-  buffer is empty. Both ways lead to `response_taken`, the moment on which minibg stands.
+  the application has returned. The transport has a write buffer limit of zero, so it calls
+  `pause_writing` if the kernel does not take everything, and `resume_writing` when its buffer is
+  empty. With or without a pause, the last byte leads to `response_taken`; the tasks after the
+  response depend on this moment.
 - *Nothing is buffered without bound.* Reading pauses while more than `BUFFER` bytes wait for the
   application, or for their turn in the pipeline; ``send`` waits for the kernel.
-- *The end of a client's bytes is told at once and ends nothing.* A browser tab that was closed and a
-  client that only closes its sending half (RFC 9112 §9.6 describes it) look alike: the application
-  receives "http.disconnect", and its response is sent. The connection no longer counts, and it ends
-  when the response has left, when the application has ended, or when a write fails. While no read
-  can report the end, because reading is paused or the bytes have ended, the tick asks the kernel.
-- *The connection closes in stages*: first the sending half; then, when the client has closed its
-  own half or `LINGER` seconds have passed, the rest. To close both at once while bytes are unread
-  makes the kernel reset the connection, and the reset may destroy the response on its way (RFC 9112
-  §9.6).
-- *A response that cannot be finished is reset.* After an orderly end the client would take a body
-  that ends with the connection for whole.
+- *The end of a client's bytes is reported at once and cancels nothing.* A closed browser tab and a
+  client that only closes its sending half (RFC 9112 §9.6 describes it) look alike, so the
+  application receives "http.disconnect", and its response is still sent. The connection no longer
+  counts, and it ends when the response has left, when the application has ended, or when a write
+  fails. While reading is paused or the bytes have ended, no read can report a lost client, so the
+  tick asks the kernel.
+- *The connection closes in stages*: first the sending half; then the other half, when the client
+  has closed its own or `LINGER` seconds have passed. If both halves were closed while bytes are
+  unread, the kernel would reset the connection, and the reset may destroy the response on its way
+  (RFC 9112 §9.6).
+- *A response that cannot be finished is reset.* Otherwise a client whose body ends with the
+  connection would take the part for the whole.
 - *Two deadlines*, one for reading and one for writing, are compared at each tick
   (`minibg.server.service`).
 
-A request that cannot go on, because its bytes are faulty, late or end too early, ends by this table
-(`_break_off`)::
+If the bytes of a request are faulty, late or end too early, `_break_off` ends the request by this
+table::
 
     phase    response               the client gets
     HEAD     no request yet         the refusal, and the end of the connection
@@ -43,9 +45,9 @@ A request that cannot go on, because its bytes are faulty, late or end too early
     BODY     WRITTEN                the whole response, and the end of the connection
     DISCARD  SENT already           the end of the connection
 
-TLS has buffers of its own below those that a protocol sees. There "taken" means encrypted and given
-to the transport under it, which keeps at most 64 KiB. A TLS client cannot half-close, because
-asyncio's TLS cannot.
+TLS has buffers of its own below those that a protocol sees. With TLS, "taken" means that the bytes
+are encrypted and given to the transport below, which keeps at most 64 KiB. A TLS client cannot
+half-close, because asyncio's TLS does not support it.
 
 Rejected: asyncio streams. They cost half the throughput of a protocol on the same socket, and they
 hide the moment at which the bytes have left.
@@ -68,16 +70,15 @@ from minibg.server.writer import NO_REQUEST, Fields, plain_response
 
 logger = SafeLogger("minibg.server")
 
-#: Bytes that may wait for the application, or in the pipeline. As many as in asyncio's streams; one
-#: read may add to it.
+#: Bytes that may wait for the application, or in the pipeline; one read may exceed it. asyncio's
+#: streams have the same limit.
 BUFFER = 64 * 1024
-#: Bytes of an unwanted request body that are read and thrown away so that the connection can be
-#: kept.
+#: Bytes of an unwanted request body that are read and thrown away to keep the connection.
 DISCARD = 256 * 1024
-#: Seconds that the client has to close its half. nginx' lingering_timeout is 5 for each piece; here
-#: the answer has left.
+#: Seconds that the client has to close its half. nginx' lingering_timeout is 5 for each read; here
+#: the kernel has the answer already.
 LINGER = 2.0
-#: The header of a 503: nothing is known of the moment at which there will be room.
+#: The header of a 503. One second is a guess: the server does not know when it will have room.
 RETRY_LATER = [(b"retry-after", b"1")]
 
 
@@ -86,11 +87,11 @@ class Phase(Enum):
 
     #: Nothing of the next request has arrived.
     IDLE = "idle"
-    #: A part of its head has arrived.
+    #: A part of the next request's head has arrived.
     HEAD = "head"
     #: The application runs, and the request body is not complete.
     BODY = "body"
-    #: The request is complete; the next bytes belong to the next one.
+    #: The request is complete; arriving bytes belong to the next request.
     RESPONSE = "response"
     #: The response has left; the rest of the request body is thrown away.
     DISCARD = "discard"
@@ -99,12 +100,12 @@ class Phase(Enum):
 
 
 class Connection(asyncio.Protocol):
-    """One client: the `Conversation` of its cycles, and `Connected` to its service."""
+    """One client's connection: the `Conversation` of its cycles, and `Connected` to its service."""
 
     transport: asyncio.Transport
 
     def __init__(self, service: Service, peer: Any = None) -> None:
-        """``peer`` is the address that was accepted; without one the transport is asked for it."""
+        """``peer`` is the client's address from accept; None: the transport is asked for it."""
         self.service = service
         self._peer = peer
         self.phase = Phase.IDLE
@@ -116,25 +117,25 @@ class Connection(asyncio.Protocol):
         self._body_read = 0
         #: Bytes that belong to the next request.
         self._pending = b""
-        #: Bytes of blank lines that were skipped before it.
+        #: Bytes of blank lines that were skipped before the next request.
         self._blank = 0
         self._read_deadline, self._write_deadline = Deadline(service), Deadline(service)
         #: The client has closed its sending half.
         self._half_closed = False
-        #: The connection ends after the current response, because the server stops or the request
-        #: was faulty.
+        #: The connection ends after the current response: the server stops, or the request was
+        #: faulty.
         self._last_request = False
         #: The part of the scope that all requests of this connection have in common.
         self._scope: dict[str, Any] = {}
 
-    # --- what the event loop calls ---
+    # --- calls of the event loop ---
 
-    def connection_made(self, transport: Any) -> None:  # uvloop's transports inherit from nothing of asyncio's.
-        """Enter the client in the service, or refuse it."""
+    def connection_made(self, transport: Any) -> None:  # uvloop's transports are no subclasses of asyncio's.
+        """Register the client with the service, or refuse it."""
         self.transport, service = transport, self.service
         self._scope = service.constant_scope(transport, self._peer)
-        # asyncio's TLS pauses at "size >= high", a plain transport at "size > high"; both resume
-        # when empty.
+        # asyncio's TLS pauses at "size >= high", a plain transport at "size > high". Both resume
+        # when their buffer is empty.
         transport.set_write_buffer_limits(high=1 if self._scope["scheme"] == "https" else 0, low=0)
         service.connections.add(self)
         self._read_deadline.set(service.limits.header_timeout)
@@ -144,7 +145,7 @@ class Connection(asyncio.Protocol):
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, RETRY_LATER)
 
     def data_received(self, data: bytes) -> None:
-        """Read the bytes as the phase asks."""
+        """Read the bytes according to the phase."""
         phase = self.phase
         if phase is Phase.BODY or phase is Phase.DISCARD:
             self._read_body(data)
@@ -156,7 +157,7 @@ class Connection(asyncio.Protocol):
                 self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Tell the application that its client has closed one half. True keeps the other open."""
+        """Tell the application that its client has closed one half. True keeps the other half open."""
         self._half_closed = True
         self.service.leave(self)
         if self.phase in (Phase.HEAD, Phase.BODY):  # RFC 9112 §8: an incomplete request.
@@ -165,15 +166,15 @@ class Connection(asyncio.Protocol):
             self._cycle.disconnect()
         else:
             self.transport.close()
-        return self.transport.can_write_eof()  # TLS cannot stay half open, and warns.
+        return self.transport.can_write_eof()  # TLS cannot stay half open; asyncio would warn.
 
     def pause_writing(self) -> None:
-        """Expect the kernel to take the rest: it has not taken everything."""
+        """Start the deadline for writing, because the kernel has not taken everything."""
         self.paused = True
         self._write_deadline.set(self.service.limits.write_timeout, -self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """Wake the application, or end its cycle: the kernel has taken everything."""
+        """Wake the application or end its cycle, because the kernel has taken everything."""
         self.paused = False
         self._write_deadline.clear()
         cycle = self._cycle
@@ -183,7 +184,7 @@ class Connection(asyncio.Protocol):
                 self.response_taken()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason does not change what follows
-        """Tell the application and the service that the client has gone."""
+        """End the cycle as GONE, and tell the service that the client has gone."""
         self.phase = Phase.CLOSING
         self._end_cycle(Stage.GONE)
         self.service.lose(self)
@@ -234,7 +235,7 @@ class Connection(asyncio.Protocol):
     # --- bodies ---
 
     def _expect_body(self, phase: Phase) -> None:
-        """Begin to read a body, for the application (BODY) or to throw it away (DISCARD)."""
+        """Begin to read a body: for the application (BODY), or to throw it away (DISCARD)."""
         self.phase, self._body_read = phase, 0
         self._read_deadline.set(self.service.limits.body_timeout)
 
@@ -260,10 +261,10 @@ class Connection(asyncio.Protocol):
             self._read_deadline.clear()
         if cycle.feed(decoded, complete=body.complete) > BUFFER and not body.complete:
             self.transport.pause_reading()
-            self._read_deadline.clear()  # Now the application keeps the client waiting.
+            self._read_deadline.clear()  # From now on the client waits for the application.
 
     def body_taken(self) -> None:
-        """Read on: the application has taken the part of the body that had arrived."""
+        """Read on, because the application has taken the part of the body that had arrived."""
         if self.phase is Phase.BODY and not self.transport.is_reading():
             self._read_deadline.set(self.service.limits.body_timeout, self._body_read)
             self.transport.resume_reading()
@@ -271,7 +272,7 @@ class Connection(asyncio.Protocol):
     # --- responses ---
 
     def write(self, data: bytes) -> None:
-        """Hand bytes to the transport. If it fails at once, the client has gone."""
+        """Write bytes to the transport. If the write fails at once, end the cycle as GONE."""
         self.transport.write(data)
         if self.transport.is_closing():
             self._end_cycle(Stage.GONE)
@@ -281,8 +282,8 @@ class Connection(asyncio.Protocol):
         cycle = self._cycle
         if cycle is None or self._last_request or not cycle.request.keep_alive:
             return True
-        # A client that was never told to continue may send its body next, or its next request: the
-        # two look alike.
+        # If 100 Continue was never sent, the client may send its body next or skip it. The bytes of
+        # the body and of the next request cannot be told apart.
         return self.phase is Phase.BODY and (cycle.continue_due or self._body.left > DISCARD)
 
     def response_taken(self) -> None:
@@ -298,7 +299,7 @@ class Connection(asyncio.Protocol):
             self._next_cycle()
 
     def _next_cycle(self) -> None:
-        """Begin the next request, if it has arrived already."""
+        """Begin the next request, or wait for it."""
         self.phase = Phase.IDLE
         self._read_deadline.set(self.service.limits.keep_alive)
         if self._pending:
@@ -323,7 +324,7 @@ class Connection(asyncio.Protocol):
     # --- ends ---
 
     def _break_off(self, status: HTTPStatus) -> None:
-        """End a request that cannot go on; the cases are the table at the top."""
+        """End a request that cannot be completed, by the table at the top of this file."""
         self._last_request = True
         cycle = self._cycle
         if self.phase is Phase.DISCARD:
@@ -332,12 +333,12 @@ class Connection(asyncio.Protocol):
             self.refuse(status)
         elif cycle.stage is Stage.STREAMING:
             self.reset()
-        # WRITTEN: the response is whole, and `response_taken` closes.
+        # WRITTEN: the response is complete, and `response_taken` will close the connection.
 
     def refuse(self, status: HTTPStatus, headers: Fields = ()) -> None:
         """Answer in place of the application, which has written nothing, and close."""
         cycle, self._cycle = self._cycle, None
-        # HEAD gets no content, also where the head was not read to its end.
+        # An answer to HEAD has no content, also if the request head was not complete.
         request = cycle.request if cycle else NO_REQUEST._replace(method=self._pending.partition(b" ")[0])
         answer = plain_response(status, self.service.date, request, headers)
         if cycle is not None:
@@ -355,36 +356,36 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     def shutdown(self) -> None:
-        """Begin no further request; close if none has begun."""
+        """Begin no further request, and close the connection unless a request is in progress."""
         self._last_request = True
         if self.phase in (Phase.IDLE, Phase.HEAD):
             self._hang_up()
 
     def _close(self) -> None:
-        """Close the sending half; `eof_received` or the deadline closes the rest."""
+        """Close the sending half. `eof_received` or the deadline closes the other half."""
         self.phase, self._pending = Phase.CLOSING, b""
         self.service.leave(self)
         self._read_deadline.set(LINGER)
         if self._half_closed or self.transport.is_closing() or not self.transport.can_write_eof():
-            # Not at once: asyncio calls connection_lost twice if a transport is closed within
-            # resume_writing.
+            # Closed by a later callback, because asyncio calls connection_lost twice if a transport
+            # is closed within resume_writing.
             self.service.loop.call_soon(self.transport.close)
         else:
-            with suppress(OSError):  # A reset has arrived that asyncio has not read yet; it reads it next.
+            with suppress(OSError):  # A reset has arrived, and asyncio reads it next.
                 self.transport.write_eof()
             self.transport.resume_reading()
 
     def _hang_up(self) -> None:
-        """Close both halves: nothing was asked, so no answer can be lost."""
+        """Close both halves at once. No request is in progress, so no response can be lost."""
         self.service.leave(self)
         self.transport.close()
-        if self._scope["scheme"] == "https":  # The farewell of TLS is on its way, and would wait 30 s for its answer.
+        if self._scope["scheme"] == "https":  # TLS has sent its close_notify, and would wait 30 s for the client's.
             self.transport.abort()
 
     # --- deadlines ---
 
     def check_deadlines(self) -> None:
-        """End the connection if one of its deadlines has passed; called at each tick."""
+        """End the connection if one of its deadlines has passed. Called at each tick."""
         if self._write_deadline.has_passed():
             taken = -self.transport.get_write_buffer_size()
             if not self._write_deadline.renew(self.service.limits.write_timeout, taken):
@@ -406,11 +407,11 @@ class Connection(asyncio.Protocol):
             self._break_off(HTTPStatus.REQUEST_TIMEOUT)
 
     def _ask_the_kernel(self) -> None:
-        """See the end of a client that no read reports."""
+        """Ask the kernel for the end of a client that no read can report."""
         peer = presence_of_peer(self.transport.get_extra_info("socket"))
         if peer is Peer.GONE:
             self.reset()
         elif peer is Peer.HALF_CLOSED:
             self.service.leave(self)
-            if self._cycle is not None and self.phase is Phase.RESPONSE:  # In BODY more is unread.
+            if self._cycle is not None and self.phase is Phase.RESPONSE:  # In BODY a part of the body is still unread.
                 self._cycle.disconnect()

@@ -1,17 +1,17 @@
 """Listen, serve, and stop in numbered phases.
 
-A server is made of nothing but its settings; ``async with`` starts it and stops it::
+A server is created from its settings alone; ``async with`` starts and stops it::
 
     async with Server(app, port=0) as server:
         print(server.port)
 
 It installs no signal handler, configures no logging and never exits the process; `minibg.serving`
-does that for a process of its own. Two servers live in one loop.
+does this for the command. Two servers can run in one loop.
 
-**The start**: bind, let the application start (`minibg.server.lifespan`), then listen and accept. A
-start that fails leaves nothing behind.
+**The start**: bind, start the application (`minibg.server.lifespan`), then listen and accept. A
+start that fails closes all that it has opened.
 
-**The stop** is the way back. Each of its phases has an end, and a line in the log:
+**The stop** undoes the start in three phases. Each has a time limit and a line in the log:
 
 ====================================================  ===========================================
 phase                                                 ends at the latest after
@@ -30,22 +30,22 @@ phase                                                 ends at the latest after
    awaited.
 ====================================================  ===========================================
 
-The sum is the longest time that a stop can take, whatever an application does. A request or a
-lifespan that swallows its cancellation, or that sits in a thread, is named in the log and left
-behind. `hurry` gives up what is being waited for and goes on to the next line; no phase is skipped.
-Before the start is complete it gives up the application's startup.
+The sum is the longest time that a stop can take, whatever the application does. A request or a
+lifespan that swallows its cancellation, or that blocks in a thread, is reported in the log and left
+running. `hurry` ends the current wait and goes on to the next line; no phase is skipped. Before the
+start is complete, `hurry` gives up the application's startup.
 
-**Accepting** is a loop of the server's own on ``sock_accept``. asyncio's and uvloop's do not fit:
-out of descriptors the one logs a line for each connection that the kernel holds and pauses for a
-second, and neither lets the server close an idle connection to get a descriptor, or see a TLS
-client before its handshake is over.
+**Accepting** is a loop of the server's own on ``sock_accept``. The loops of asyncio and uvloop do
+not fit. If the process is out of descriptors, asyncio's logs a line for each connection that the
+kernel holds, and pauses for a second. Neither lets the server close an idle connection to get a
+descriptor, or shows a TLS client before the end of its handshake.
 
-"minibg.stopping" is an extension of each request's scope, by which endless streams can end
-themselves. The stop is not announced as "http.disconnect", because the client is still there.
+"minibg.stopping" is an event in each request's scope, so that endless streams can end themselves.
+The server does not report a stop as "http.disconnect", because the client is still there.
 
-Rejected: to poll "are all gone?" ten times a second, as uvicorn does; the last one to leave sets an
-event. Rejected too: ``asyncio.Server.wait_closed`` and its kin, whose meaning changed in Python
-3.12.1.
+Rejected: to poll ten times a second for the end of all connections, as uvicorn does. The last
+connection or request to end sets an event. Rejected too: ``asyncio.Server.wait_closed``, whose
+meaning changed in Python 3.12.1.
 """
 
 import asyncio
@@ -70,41 +70,39 @@ from minibg.server.service import Service
 
 logger = SafeLogger("minibg.server")
 
-#: Connections the kernel completes before they are accepted. uvicorn's number; Linux lowers it to
-#: somaxconn.
+#: Connections that the kernel completes before they are accepted, as in uvicorn. Linux lowers the
+#: number to somaxconn.
 BACKLOG = 2048
-#: Connections that are accepted before the event loop has its turn again, so that a burst does not
-#: block it.
+#: Connections that are accepted in one turn of the event loop, so that a burst does not block it.
 ACCEPT_AT_ONCE = 64
-#: Seconds until the next try after a failed accept, which has no event: descriptors are the whole
-#: process's.
+#: Seconds until the next try after a failed accept. No event reports a free descriptor, because all
+#: code of the process uses them.
 ACCEPT_AGAIN = 0.05
-#: Seconds between two log lines about it.
+#: Seconds between two log lines about a failed accept.
 TELL_AGAIN = 1.0
 
 
 @dataclass(eq=False)
 class Server:
-    """One server. The fields are its settings, with the names of the command's options."""
+    """One server. Its fields are the settings, named like the command's options."""
 
     app: ASGIApp
     _: KW_ONLY
     #: A name or an address; empty means all addresses of the machine.
     host: str = "127.0.0.1"
-    #: 0 takes a free port. After the start it is the one that was taken.
+    #: 0 takes a free port. After the start this field is the real port.
     port: int = 8000
     #: The path of a Unix socket, instead of host and port.
     uds: str | None = None
-    #: The mode of that socket, as in chmod; None leaves what the umask gives.
+    #: The mode of that socket, as in chmod; None leaves the mode to the umask.
     uds_permissions: int | None = None
-    #: An open, bound socket, instead of all of these.
+    #: The descriptor of an open, bound socket, instead of host, port and uds.
     fd: int | None = None
     limits: Limits = field(default_factory=Limits)
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_keyfile_password: str | None = field(default=None, repr=False)
-    #: The path under which a proxy has mounted the application; it comes before each path of the
-    #: scope.
+    #: The path under which a proxy has mounted the application; the scope's path begins with it.
     root_path: str = ""
     #: Addresses and networks, comma-separated, whose X-Forwarded headers are believed.
     forwarded_allow_ips: str = ""
@@ -119,11 +117,11 @@ class Server:
         self._service: Service | None = None
         #: The tasks that accept connections, each with its listening socket.
         self._accepting: dict[asyncio.Task[None], socket.socket] = {}
-        #: The tasks of accepted connections until they are made, which takes a handshake with TLS.
-        #: The oldest is the first.
+        #: The tasks that make accepted sockets connections, which takes a handshake with TLS. The
+        #: oldest is the first.
         self._connecting: dict[asyncio.Task[None], None] = {}
-        #: Seconds that the drain of tasks may add to the application's shutdown; set by the owner
-        #: of their pool.
+        #: Seconds that the drain of tasks may add to the application's shutdown. The owner of the
+        #: pool sets it.
         self.drain_seconds = 0.0
         self._hurried = asyncio.Event()
         #: The file of the Unix socket that this server has made.
@@ -132,7 +130,7 @@ class Server:
 
     @property
     def service(self) -> Service:
-        """The connections, the requests and the clock, from the start on. Raises RuntimeError before."""
+        """Return the connections, the requests and the clock. Raises RuntimeError before the start."""
         if self._service is None:
             raise RuntimeError("the server has not been started")
         return self._service
@@ -147,7 +145,7 @@ class Server:
     # --- start ---
 
     async def start(self) -> None:
-        """Bind, start the application, accept. Raises OSError and `StartupFailed`."""
+        """Bind, start the application, and accept. Raises OSError and `StartupFailed`."""
         tls = self._tls_options()
         async with AsyncExitStack() as undo:
             sockets = [undo.enter_context(sock) for sock in self._bind()]
@@ -157,7 +155,7 @@ class Server:
             service = self._service = self._new_service()
             service.tick()
             for sock, address in zip(sockets, self._names(), strict=True):
-                with oserrors_about(address):  # Another process may have listened a moment earlier.
+                with oserrors_about(address):  # Another process may have begun to listen after the bind.
                     sock.listen(BACKLOG)
                 sock.setblocking(False)
                 self._accepting[service.loop.create_task(self._accept(sock, tls, service))] = sock
@@ -220,9 +218,9 @@ class Server:
                 self._take(*await service.loop.sock_accept(listener), tls, service)
                 for _ in range(ACCEPT_AT_ONCE):
                     self._take(*listener.accept(), tls, service)
-            except BlockingIOError:  # All that had connected are accepted.
+            except BlockingIOError:  # All waiting connections are accepted.
                 continue
-            except OSError as error:  # The process is out of descriptors, or the client has gone again.
+            except OSError as error:  # The process is out of descriptors, or the client has gone.
                 service.close_idle()
                 if told + TELL_AGAIN <= service.loop.time():
                     told = service.loop.time()
@@ -232,9 +230,9 @@ class Server:
                 await asyncio.sleep(0)
 
     def _take(self, sock: socket.socket, peer: Any, tls: dict[str, Any], service: Service) -> None:
-        """Let an accepted socket become a `Connection`, if there is room at least for its 503.
+        """Make an accepted socket a `Connection`, unless there is no room even for its 503.
 
-        A client in its handshake of TLS takes room as well. At the limit the oldest of them gives way.
+        A client in its TLS handshake counts too. At the limit the oldest handshake is cancelled.
         """
         if service.is_full():
             sock.close()
@@ -253,19 +251,19 @@ class Server:
         """Make an accepted socket a `Connection`."""
         try:
             await asyncio.get_running_loop().connect_accepted_socket(new, sock, **tls)
-        except OSError as error:  # The handshake of TLS has failed, or was not made in time.
+        except OSError as error:  # The TLS handshake has failed or timed out.
             logger.debug("no connection: %s", error)
 
     # --- stop ---
 
     async def stop(self) -> None:
-        """Stop in phases. Every call waits for the same stop, and cancelling a call does not end it."""
+        """Stop in phases. All calls wait for the same stop; a cancelled call does not end it."""
         if self._stop is None:
             self._stop = asyncio.create_task(self._stop_in_phases())
         await asyncio.shield(self._stop)
 
     def hurry(self) -> None:
-        """Give up what is being waited for: a phase of the stop, or the application's startup."""
+        """End the current wait: a phase of the stop, or the application's startup."""
         self._hurried.set()
         if self._service is None:
             self._lifespan.hurry()
@@ -298,7 +296,7 @@ class Server:
         for tasks in (
             self._accepting,
             self._connecting,
-        ):  # In this order: each connecting task has begun, and has its socket.
+        ):  # In this order: afterwards each connecting task has begun, and owns its socket.
             ending = [task for task in tasks if task.cancel()]
             if ending:
                 await asyncio.wait(ending)

@@ -1,43 +1,42 @@
-"""All that the connections of one server share: its application, its clock, its open requests.
+"""The state that the connections of one server share: application, clock, open requests.
 
-A `Service` is made when a server starts, because it needs the event loop. The server owns it; every
-connection and every cycle gets it as an argument. So imports run downwards (server, protocol,
-cycle, service), and a test of a cycle needs neither a server nor a socket.
+A `Service` is made when a server starts, because it needs the event loop. The server owns it, and
+passes it to every connection and every cycle. So imports run downwards (server, protocol, cycle,
+service), and a test of a cycle needs neither a server nor a socket.
 
-**The tick.** Once a second one callback sets the clock and the Date line, and lets every connection
-look at its deadlines. A timer for each connection would be created and cancelled with each request;
-to compare two numbers a second for each connection costs a hundredth of that. The price is
-precision: a deadline is never early, and it is up to two ticks late. Limits below two seconds make
-the tick shorter, so that they keep their meaning.
+**The tick.** Once a second, one callback sets the clock and the Date value, and lets every
+connection check its deadlines. A timer for each connection would be created and cancelled with each
+request; two comparisons a second for each connection cost a hundredth of that. The price is
+precision: a deadline is never early, but up to two ticks late. A limit below two seconds shortens
+the tick, so that the limit keeps its meaning.
 
-**Time that the server lost is not the client's.** A tick that comes more than one interval late
-says that the process was paused, or its event loop blocked. The clock of the deadlines stood still
-in the meantime, so no client is ended for the time in which the server could not read its bytes.
+**A pause of the server does not count against a client.** If a tick is more than one interval late,
+the process was paused or its event loop was blocked. The clock of the deadlines does not advance by
+that time, so no client is ended for a time in which the server could not read its bytes.
 
-**The context.** Every request starts in a copy of the context in which the server was started.
-Without it a request that starts inside another one's ``send`` (the next of a pipeline), or in a
-callback that the other one has registered, would see the other one's context variables (CPython
-issue 140947; uvicorn has a flag for it).
+**The context.** Every request starts in a copy of the context in which the server was started. A
+request can start inside the ``send`` of another request (the next request of a pipeline), or in a
+callback that another request has registered. Without the copy it would see the context variables of
+that request (CPython issue 140947; uvicorn has a flag for it).
 
 **Room.** A connection counts against ``max_connections`` as long as its client can send a request.
-The client that has closed its half counts no more, nor does the connection that the server is
-closing; both are bounded, the one by the requests in progress, the other by seconds. When there is
-no room, the connection that has been idle longest is closed in favour of the new one; when none is
-idle, the new one gets a 503.
+A connection whose client has closed its half does not count, but the number of requests in progress
+bounds it. A connection that the server is closing does not count either, but it ends within
+seconds. When there is no room, the connection that has been idle longest is closed for the new one.
+When no connection is idle, the new one gets a 503.
 
-**The version of ASGI** that the scope names is 2.3, and the choice is about streams. Starlette and
-FastAPI read it: from 2.4 on, their streaming responses learn of the client's end only from a
-``send`` that raises, and a stream that waits for its next event does not send. Below 2.4 they
-listen for "http.disconnect" beside the stream and cancel it. So with "2.5" an idle stream outlived
-its client for ever, and with "2.3" it ends at once. ``send`` raises `ClientDisconnected` all the
-same, as 2.4 asks: an application that knows the newer rule gets it, and no application relies on
-silence.
+**The version of ASGI** in the scope is 2.3, for the sake of streams. Starlette and FastAPI read the
+version. From 2.4 on, their streaming responses notice a lost client only when ``send`` raises, but
+a stream that waits for its next event does not send. Below 2.4 they listen for "http.disconnect"
+beside the stream, and cancel it. So with "2.5" an idle stream would outlive its client for ever;
+with "2.3" it ends at once. ``send`` still raises `ClientDisconnected`, as 2.4 requires:
+applications written for 2.4 need the exception, and none depends on its absence.
 
-A `Deadline` is one moment on this clock. It is absolute: a single byte does not renew it, or a
-client that sends one byte a second would keep its connection for ever. `PROGRESS` bytes renew it.
+A `Deadline` is one moment on this clock. `PROGRESS` bytes renew it; a single byte does not, or a
+client that sends one byte a second would keep its connection for ever.
 
-Rejected: to hand the server itself to its connections. They would know the listening sockets and
-the stop, and server and connection would import each other.
+Rejected: to pass the server itself to its connections. They would have access to the listening
+sockets and the stop, and server and connection would import each other.
 """
 
 import asyncio
@@ -59,13 +58,13 @@ TICK_AT_LEAST = 0.01
 
 
 class Connected(Protocol):
-    """A connection, as far as its server has to know it."""
+    """The interface of a connection that its server uses."""
 
     def check_deadlines(self) -> None:
         """End the connection if one of its deadlines has passed."""
 
     def shutdown(self) -> None:
-        """Begin no further request; close if none has begun."""
+        """Begin no further request, and close the connection unless a request is in progress."""
 
     def reset(self) -> None:
         """End the connection now."""
@@ -73,7 +72,7 @@ class Connected(Protocol):
 
 @dataclass(eq=False, kw_only=True)
 class Service:
-    """The settings of a server that has started, its clock, and what is open in it."""
+    """The settings of a started server, its clock, its open connections and its requests."""
 
     app: ASGIApp
     limits: Limits
@@ -85,31 +84,31 @@ class Service:
     #: The lifespan state (ASGI lifespan 2.0); each request gets a shallow copy.
     state: dict[str, Any]
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    #: Each request runs in a copy of it.
+    #: The context of the server's start; each request runs in a copy of it.
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     #: Set when the stop begins. In the scope it is ``extensions["minibg.stopping"]["event"]``.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    #: All open connections.
+    #: All open connections, those included that are closing.
     connections: set[Connected] = field(default_factory=set)
-    #: Those of them that count: their clients can still send a request.
+    #: The connections that count: their clients can still send a request.
     clients: set[Connected] = field(default_factory=set)
-    #: Those of them that are idle, the longest idle first.
+    #: The idle connections, the longest idle first.
     idle: dict[Connected, None] = field(default_factory=dict)
-    #: The applications at work, those included whose response has left.
+    #: The running applications, those included whose response has left.
     requests: set[asyncio.Task[None]] = field(default_factory=set)
-    #: Set during the stop when there are neither connections nor requests any more.
+    #: Set during the stop when the last connection and the last request have ended.
     empty: asyncio.Event = field(default_factory=asyncio.Event)
-    #: The Date line of the current second (RFC 9110 §5.6.7).
+    #: The value of Date for the current second (RFC 9110 §5.6.7).
     date: bytes = field(default=b"", init=False)
-    #: The clock of the deadlines, as of the last tick, and the loop's time at that moment.
+    #: The clock of the deadlines at the last tick, and the loop's time at that moment.
     now: float = field(default=0.0, init=False)
     _ticked_at: float = field(default=0.0, init=False)
-    #: The same clock at the next tick.
+    #: The clock of the deadlines at the next tick.
     next_tick: float = field(default=0.0, init=False)
     #: Seconds between two ticks.
     interval: float = field(default=1.0, init=False)
-    #: The limit, or what the process's descriptors allow: a quarter of them is left to the
-    #: application.
+    #: The limit of connections, lowered to three quarters of the process's descriptors: the rest is
+    #: for the application.
     max_connections: int = field(default=0, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
 
@@ -121,11 +120,11 @@ class Service:
         self.max_connections = min(limits.max_connections, descriptor_limit() * 3 // 4)
 
     def tick(self) -> None:
-        """Set the clock and the date, let every connection look at its deadlines, and come back."""
+        """Set the clock and the date, check every connection's deadlines, schedule the next tick."""
         self._timer = self.loop.call_later(self.interval, self.tick)
         before, self._ticked_at = self._ticked_at, self.loop.time()
         passed = self._ticked_at - before
-        if passed < 2 * self.interval:  # Otherwise the server itself has lost the time.
+        if passed < 2 * self.interval:  # Otherwise the server was paused.
             self.now += passed
         self.next_tick = self.now + self.interval
         self.date = formatdate(usegmt=True).encode()
@@ -140,7 +139,7 @@ class Service:
     # --- room for connections ---
 
     def admit(self, connection: Connected) -> bool:
-        """Count a new connection, if there is room for it or an idle one makes room. Return whether."""
+        """Count a new connection, and close an idle one if needed. Return False if there is no room."""
         if len(self.clients) >= self.max_connections and not self.close_idle():
             return False
         self.clients.add(connection)
@@ -157,12 +156,12 @@ class Service:
         return True
 
     def leave(self, connection: Connected) -> None:
-        """Count a connection no more: it gets no further request."""
+        """Stop counting a connection, because it gets no further request."""
         self.clients.discard(connection)
         self.idle.pop(connection, None)
 
     def lose(self, connection: Connected) -> None:
-        """Strike out a connection that has ended."""
+        """Remove a connection that has ended."""
         self.connections.discard(connection)
         self.leave(connection)
         self.check_empty()
@@ -176,7 +175,7 @@ class Service:
     def constant_scope(self, transport: asyncio.BaseTransport, peer: Any) -> dict[str, Any]:
         """Return the part of the scope that all requests of a connection have in common.
 
-        ``peer`` is the address that was accepted; a transport whose client has gone may not know
+        ``peer`` is the client's address from accept; a transport whose client has gone may not have
         it.
         """
         peer, here = peer or transport.get_extra_info("peername"), transport.get_extra_info("sockname")
@@ -189,9 +188,9 @@ class Service:
         }
 
     def scope_of(self, request: RequestHead, constant: dict[str, Any]) -> dict[str, Any]:
-        """Return the whole scope of a request; ``constant`` is the connection's part.
+        """Return the scope of a request; ``constant`` is its connection's part.
 
-        Raises `RequestRefused` for a URI whose scheme is not that of its connection.
+        Raises `RequestRefused` for an https URI on a plain connection.
         """
         scope = scope_of(request, constant)
         scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
@@ -211,7 +210,7 @@ class Service:
 
 
 class Deadline:
-    """A moment by which something has to happen; `PROGRESS` bytes renew it.
+    """A moment by which a client has to send or take bytes; `PROGRESS` bytes renew it.
 
     Progress is the difference of two positions. A position is a count of bytes that only grows,
     such as the bytes of a body that have been read.
@@ -221,25 +220,27 @@ class Deadline:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        #: On the clock of the service; ``inf`` means that nothing is expected.
+        #: The moment on the clock of the service; ``inf`` means that the deadline is not set.
         self.moment = inf
         self._position = 0
 
     def set(self, seconds: float, position: int = 0) -> None:
-        """Expect it in ``seconds``. The clock is up to one tick behind, so one tick is added."""
+        """Set the deadline to ``seconds`` from the next tick, because the clock is up to one tick
+        behind.
+        """
         self.moment = self._service.next_tick + seconds
         self._position = position
 
     def clear(self) -> None:
-        """Expect nothing."""
+        """Unset the deadline."""
         self.moment = inf
 
     def has_passed(self) -> bool:
-        """Return whether the moment has come."""
+        """Return whether the deadline has passed."""
         return self.moment <= self._service.now
 
     def renew(self, seconds: float, position: int) -> bool:
-        """Set the deadline anew if there was progress since it was set. Return whether."""
+        """Set the deadline anew if there was progress since it was set. Return whether there was."""
         if position - self._position < PROGRESS:
             return False
         self.set(seconds, position)

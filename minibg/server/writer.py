@@ -1,30 +1,29 @@
 """Response messages of the application -> bytes on the wire. Pure.
 
-h11 reads requests here and does not write responses. Building its events, checking every header
-twice and walking its state machine costs 40 % of its time; this file needs one pass over the
-headers and one check of the finished head. The check is a count: without its visible bytes, a head
-must consist of as many pairs of CR and LF as lines were written. So no header value can end its
-line and begin another (response splitting), and no control byte leaves the process. Names are
-checked once each and remembered, since an application uses few. The tests use h11 as the oracle:
-whatever is written here, h11 as a client must read back as the same response.
+In minibg, h11 reads requests and does not write responses. Its events, a second check of every
+header and its state machine cost 40 % of its time. This file needs one pass over the headers and
+one check of the finished head. The check is a count: after removing the visible bytes, a head must
+consist of one pair of CR and LF for each written line. So no header value can end its line and
+begin another (response splitting), and no control byte leaves the process. The checked names are
+cached, since an application uses few. The tests use h11 as the oracle: as a client, it must read
+every head that is written here as the same response.
 
 Rules of this file:
 
 - The server owns the message framing. The application's Transfer-Encoding is ignored (ASGI http,
-  "Response Start"). Its Content-Length is used, and enforced by the cycle (`minibg.server.cycle`);
-  two different ones are an error, two equal ones are sent as one (RFC 9110 §8.6). Of its Connection
-  only "close" has an effect.
-- A response has one Date and one Server line: the application's, or else the server's.
-- A response that must not have a body has none on the wire, whatever the application sends.
-- Errors are the application's (ValueError, TypeError) and are raised before the first byte is
-  written.
+  "Response Start"). Its Content-Length is used, and the cycle enforces it (`minibg.server.cycle`).
+  Two different values are an error; two equal values are sent once (RFC 9110 §8.6). Of its
+  Connection field only "close" has an effect.
+- A response has one Date and one Server field. A field of the application replaces the server's.
+- If a response must not have a body, body bytes of the application are not written.
+- ValueError and TypeError report a fault of the application, before the first byte is written.
 
 `_framing` chooses how the client learns where the body ends, in the order of RFC 9112 §6.3: no
 content for HEAD, 204, 205 and 304; a length if the application gave one, or if the first body
 message is also the last; chunks for HTTP/1.1; the end of the connection for HTTP/1.0.
 
 Rejected: a response object that collects headers and serialises itself. A function with all its
-inputs in its signature does the same and has no state to keep track of.
+inputs in its signature does the same without state.
 """
 
 import re
@@ -42,21 +41,21 @@ class Framing(Enum):
 
     #: No body follows, whatever the headers say.
     NONE = "none"
-    #: After Content-Length bytes.
+    #: The body ends after Content-Length bytes.
     LENGTH = "length"
-    #: With the last chunk (Transfer-Encoding: chunked).
+    #: The body ends with the last chunk (Transfer-Encoding: chunked).
     CHUNKED = "chunked"
-    #: With the end of the connection. HTTP/1.0 only.
+    #: The body ends with the connection. HTTP/1.0 only.
     CLOSE = "close"
 
 
 class Head(NamedTuple):
-    """A finished head, and how its body has to be framed."""
+    """A finished head, and the framing of its body."""
 
     #: The status line, the headers and the blank line.
     data: bytes
     framing: Framing
-    #: Bytes of the body with `Framing.LENGTH`, else without meaning.
+    #: Bytes of the body with `Framing.LENGTH`; without meaning otherwise.
     length: int
     #: The connection ends after this response.
     close: bool
@@ -69,7 +68,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
-#: The request of an answer to bytes that are not a request.
+#: The stand-in for the request when the server answers bytes that are no request.
 NO_REQUEST = RequestHead(b"", b"", [], http10=False, length=0, keep_alive=False, expects_continue=False)
 Fields = Iterable[Iterable[bytes]]
 
@@ -80,7 +79,7 @@ def response_head(
     """Choose the framing and return the head.
 
     - ``headers``: pairs of bytes, name and value, as the application sent them.
-    - ``body_size``: bytes of the body if its first message is also the last; else None.
+    - ``body_size``: bytes of the body if its first message is also the last; otherwise None.
     - ``close``: the connection ends after this response, whatever the headers say.
     - ``date``: the value of Date (RFC 9110 §5.6.7).
 
@@ -116,7 +115,7 @@ def response_head(
 
 @lru_cache(1024)
 def _lowered(name: bytes) -> bytes:
-    """Return a field name in lower case. Raises ValueError if it is no token."""
+    """Return a field name in lower case. Raises ValueError if it is not a token."""
     if _TOKEN.fullmatch(name) is None:
         raise ValueError(f"not the name of a header: {name!r}")
     return name.lower()
@@ -125,9 +124,9 @@ def _lowered(name: bytes) -> bytes:
 def _framing(
     request: RequestHead, status: int, body_size: int | None, declared_length: bytes | None
 ) -> tuple[Framing, int | None]:
-    """Return the framing, and the Content-Length to send or None.
+    """Return the framing, and the Content-Length to send or None, by a numbered procedure.
 
-    A numbered procedure, as RFC 9112 §6.3 is. Raises ValueError for a Content-Length that is none.
+    The steps follow RFC 9112 §6.3. Raises ValueError for an invalid Content-Length.
     """
     if declared_length is not None and not declared_length.isdigit():
         raise ValueError(f"not a Content-Length: {declared_length!r}")
@@ -135,11 +134,11 @@ def _framing(
     # 1. RFC 9110 §8.6: MUST NOT send Content-Length with 204.
     if status == 204:
         return Framing.NONE, None
-    # 2. RFC 9110 §15.3.6: 205 has no content, and the client has to see where it ends.
+    # 2. RFC 9110 §15.3.6: 205 has no content, and the length tells the client so.
     if status == 205:
         return Framing.NONE, 0
-    # 3. HEAD and 304 have no content. A Content-Length is the one of the GET, which only the
-    # application knows.
+    # 3. HEAD and 304 have no content. Their Content-Length is that of a GET response, which only
+    # the application knows.
     if request.method == b"HEAD" or status == 304:
         return Framing.NONE, length if declared_length else None
     # 4. The length is known.
@@ -152,16 +151,16 @@ def _framing(
 def chunk(data: bytes, *, last: bool) -> bytes:
     """Return one piece of a chunked body (RFC 9112 §7.1).
 
-    Empty data yields no chunk, because an empty chunk is the end of the body.
+    Empty data yields no chunk, because an empty chunk would end the body.
     """
     piece = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
     return piece + LAST_CHUNK if last else piece
 
 
 def plain_response(status: HTTPStatus, date: bytes, request: RequestHead, headers: Fields = ()) -> bytes:
-    """Return a complete answer of the server itself: a text that names the status.
+    """Return a complete response of the server itself. Its body is a text that names the status.
 
-    It always ends the connection, because the bytes after a refused request cannot be trusted.
+    The response ends the connection, because the bytes after a refused request cannot be trusted.
     """
     # RFC 9110 §15.5, §15.6: SHOULD explain the error; §15.6.6: a 505 SHOULD name the versions that
     # are supported.

@@ -1,20 +1,20 @@
 """A call, its options and its record as JSON and columns, and back: pure functions, no I/O.
 
-**What can be stored.** A call of a `@task` function that can be found again by its name, with
-arguments that are JSON: the value that comes back from JSON equals the one that went in. A tuple, a
-set, a datetime, NaN and a dict with keys that are not strings do not come back equal, and are
-refused in ``add_task`` with a TypeError that names the argument. The task gets the value that came
-back, at its first attempt as after a crash: so a task that works in a test works after a restart,
-and a list that the handler changes later is not changed in the task.
+**Calls.** A call can be stored if its `@task` function can be found again by its name, and if its
+arguments are equal after a round trip through JSON. A tuple, a set, a datetime, NaN and a dict with
+keys that are not strings are not equal after it; ``add_task`` refuses them with a TypeError that
+names the argument. At every attempt, the first one included, the task gets the decoded arguments.
+So a task that works in a test works after a restart, and a list that the handler changes later is
+not changed in the task.
 
-Of the options only those are stored that differ from the task's own. So a deploy that gives a task
-a longer timeout gives it to the stored runs too. The exception classes of a `Retry` are code, and
-are not stored: the decorated function has them.
+**Options.** Only options that differ from the task's own are stored. So a deploy that changes the
+timeout of a task changes it for the stored runs too. The exception classes of a `Retry` are code
+and are not stored; they are taken from the decorated function.
 
-**What may be lost.** A return value is stored if it is short JSON, for the operator to look at. It
-is the task's own object, and its methods may raise anything: it is left out then.
+**Return values.** A return value is stored for the operator if it is short JSON. It may be any
+object, and its methods may raise any exception; it is not stored then.
 
-Pickle was rejected: reading it runs code that the file chooses, and a renamed class makes a row
+Pickle was rejected: a pickle can run any code when it is read, and a renamed class makes a row
 unreadable.
 """
 
@@ -34,19 +34,19 @@ from minibg.background.retry import Retry
 from minibg.background.run import Run, StoredRun
 from minibg.background.task import TASKS, Options, Task, innermost, kind_of
 
-#: NaN and Infinity are not JSON (RFC 8259 §6). A value that contains itself ends in a
-#: RecursionError; to look for one first would make every other value slower.
+#: NaN and Infinity are not JSON (RFC 8259 §6). A value that contains itself raises RecursionError;
+#: a check in advance would slow down every other value.
 STRICT = json.JSONEncoder(allow_nan=False, check_circular=False)
-#: Reads the text of STRICT, which has no white space around it: a quarter of the time of
+#: Decodes the output of STRICT, which has no white space around it, in a quarter of the time of
 #: `json.loads`.
 READ = json.JSONDecoder().raw_decode
-#: A return value is stored if it is JSON of at most so many characters.
+#: The maximum length of a stored return value, in characters of JSON.
 VALUE_CHARACTERS = 10_000
 #: Options of a call that are stored if they differ from the task's own. ``key`` has a column;
-#: ``always`` and ``durable`` have done their work when a run is stored.
+#: ``always`` and ``durable`` have no effect on a stored run.
 OVERRIDES = ("timeout", "priority", "delay", "run_at", "retry")
-#: Seconds that stand for a wait without end (ten thousand years). Infinity is not JSON: a group
-#: with it could never be written.
+#: Seconds that stand for an infinite wait (ten thousand years). Infinity is not JSON, so a group
+#: that contains it could never be written.
 FOREVER = 3e11
 
 
@@ -54,9 +54,7 @@ FOREVER = 3e11
 
 
 def encode_call(run: Run) -> None:
-    """Make a run ready to be stored: set ``stored``, and the arguments that come back. Raises
-    TypeError.
-    """
+    """Set ``stored`` and the decoded arguments of a run. Raises TypeError if it cannot be stored."""
     name, called = run.result.name, innermost(run.function)
     task = TASKS.get(name)
     if task is None or not isinstance(called, Task) or called.function is not task.function:
@@ -74,16 +72,15 @@ def encode_call(run: Run) -> None:
 
 
 def _encode_arguments(run: Run) -> tuple[str, Any]:
-    """Return the arguments as JSON, and as they come back. Raises TypeError, with the name of the
-    argument.
-    """
+    """Return the arguments as JSON, and decoded from it. Raises TypeError that names the argument."""
     function, args, kwargs = run.function, list(run.args), run.kwargs
     while isinstance(function, functools.partial):
         args, kwargs = [*function.args, *args], {**function.keywords, **kwargs}
         function = function.func
     if (encoded := _round_trip([args, kwargs])) is not None:
         return encoded
-    # Which argument is it? A call that does not fit the signature raises its own TypeError here.
+    # Find the faulty argument. If the call does not fit the signature, `bind` raises its own
+    # TypeError.
     call = inspect.signature(function).bind(*args, **kwargs)
     for name, value in call.arguments.items():
         variadic = call.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
@@ -94,7 +91,7 @@ def _encode_arguments(run: Run) -> tuple[str, Any]:
 
 
 def _round_trip(value: object) -> tuple[str, Any] | None:
-    """Return a value as JSON, and what comes back; None unless that is equal."""
+    """Return a value as JSON, and decoded from it; None if the two values are not equal."""
     try:
         text = STRICT.encode(value)
         back, _ = READ(text)
@@ -118,9 +115,7 @@ def encode_overrides(options: Options, own: Options) -> str:
 
 
 def decode_options(own: Options, row: Row, now: float) -> Options:
-    """Return the options of a stored run: its wait goes on from where it was. Raises for a row that
-    was edited by hand.
-    """
+    """Return a stored run's options, with the rest of its wait. Raises for a row edited by hand."""
     overrides = json.loads(row.overrides)
     if overrides.get("run_at") is not None:
         overrides["run_at"] = datetime.fromisoformat(overrides["run_at"])
@@ -128,13 +123,13 @@ def decode_options(own: Options, row: Row, now: float) -> Options:
         numbers = {name: overrides["retry"][name] for name in ("attempts", "base", "cap")}
         overrides["retry"] = replace(own.retry or Retry(), **numbers)
     options = replace(own, key=row.key, **overrides)
-    if row.status == TaskStatus.HELD:  # Its delay begins with its release, which is still to come.
+    if row.status == TaskStatus.HELD:  # Its delay begins with its release.
         return options
     if row.status != TaskStatus.WAITING or row.due_at is None:
         return replace(options, delay=None, run_at=None)
     if row.wait_seconds is None:
         return replace(options, delay=None, run_at=datetime.fromtimestamp(row.due_at, UTC))
-    # If the clock was set back meanwhile, the run does not wait longer than its delay was.
+    # Even if the clock was set back meanwhile, the run waits no longer than its delay.
     return replace(options, delay=max(0.0, min(row.due_at - now, row.wait_seconds)), run_at=None)
 
 
@@ -142,9 +137,7 @@ def decode_options(own: Options, row: Row, now: float) -> Options:
 
 
 def decode_run(row: Row, now: float) -> Run:
-    """Return the run of a row, HELD. Raises for a row that was edited by hand, or whose task is not
-    registered.
-    """
+    """Return the run of a row, HELD. Raises for a row edited by hand, or without a registered task."""
     if (task := TASKS.get(row.name)) is None:
         raise LookupError("its task is not registered")
     args, kwargs = json.loads(row.arguments)
@@ -158,14 +151,14 @@ def decode_run(row: Row, now: float) -> Run:
         result=decode_result(row, TaskStatus.HELD),
         stored=StoredRun(row.arguments, row.overrides, row.row, row.batch, row.uncounted_attempts),
     )
-    _ = run.result.added_at  # A time that is not a datetime's raises here, and not in the log.
+    _ = run.result.added_at  # A time that is out of range raises here, and not later in the log.
     return run
 
 
 def insert_fields(run: Run, stored: StoredRun) -> dict[str, Any]:
-    """Return the fields of an insert."""
+    """Return the fields of the insert of a run."""
     result, origin = run.result, run.result.origin
-    if not origin.isascii():  # It may contain halves of surrogate pairs, which a file cannot hold.
+    if not origin.isascii():  # It may contain lone surrogates, which SQLite cannot store.
         origin = origin.encode(errors="backslashreplace").decode()
     fields = {
         "row": stored.row,
@@ -189,7 +182,7 @@ def update_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
 
 
 def end_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
-    """Return the fields of the end of an attempt: a final status, or WAITING for a retry."""
+    """Return the fields that end an attempt: with a final status, or WAITING for a retry."""
     result = run.result
     fields: dict[str, Any] = {"row": stored.row, "attempts": result.attempts, "status": result.status}
     if result.finished is not None:
@@ -202,9 +195,7 @@ def end_fields(run: Run, stored: StoredRun, now: float) -> dict[str, Any]:
 
 
 def _wait_fields(run: Run, now: float) -> dict[str, Any]:
-    """Return when a WAITING run is due, and how long it waits for that; a time of day has no such
-    length.
-    """
+    """Return the due time of a WAITING run, and the length of its wait unless it has ``run_at``."""
     if run.result.status is not TaskStatus.WAITING:
         return {}
     if run.options.run_at is not None and not run.result.attempts:
@@ -217,10 +208,10 @@ def _wait_fields(run: Run, now: float) -> dict[str, Any]:
 
 
 def decode_result(row: Row, status: TaskStatus | None = None) -> TaskResult[Any]:
-    """Return the record of a row. Raises for a row that was edited by hand.
+    """Return the record of a row. Raises if the row was edited by hand.
 
-    ``status``: the first status of a run that begins here. Without it, nothing happens to the
-    record any more in this process, and a `TaskResult.wait` for it returns at once.
+    ``status``: the status with which the run starts in this process. Without it the record is a
+    copy that does not change any more, and its `TaskResult.wait` returns at once.
     """
     return TaskResult(
         id=row.id,
@@ -256,6 +247,6 @@ def _short_json(value: object) -> str | None:
             text += part
             if len(text) > VALUE_CHARACTERS:
                 return None
-    except Exception:  # noqa: BLE001 - it is the task's own object: it may raise anything, or be changing.
+    except Exception:  # noqa: BLE001 - an object of the task may raise any exception, or change meanwhile.
         return None
     return text

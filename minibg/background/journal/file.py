@@ -1,36 +1,38 @@
-"""The file of a journal: opened by one owner, written by one thread, group by group.
+"""The file of a journal. One owner opens it, and one thread writes it, group by group.
 
-This file is synchronous and knows no event loop. `group_commit.py` calls it from the thread of the
+This file is synchronous and has no event loop. `group_commit.py` calls it from the thread of the
 journal: `open`, then `write` for each group, then `close`. The command ``minibg tasks`` calls
 `open` and `close` from a process of its own.
 
-What SQLite is asked for, and why:
+The settings of SQLite, and their reasons:
 
-- **WAL and one writer.** A commit appends to the log, readers go on meanwhile.
-- **synchronous=FULL for a group with inserts.** The flush is what makes an answer a promise that
-  survives a loss of power. A group of claims and ends is not flushed: the death of the process
-  loses none of it, and if a loss of power does, a run is run once more. With
-  ``durability="process"`` nothing is flushed.
-- **No VACUUM.** It copies the whole file. Deleted pages are used again, so the file stops growing.
+- **WAL and one writer.** A commit appends to the log, and readers can read meanwhile.
+- **synchronous=FULL for a group with inserts.** Because of the flush, an accepted run survives a
+  loss of power. A group of claims and ends is not flushed. It survives the death of the process;
+  after a loss of power its runs may run once more. With ``durability="process"`` nothing is
+  flushed.
+- **No VACUUM**, because it copies the whole file. Deleted pages are used again, so the file stops
+  growing.
 
-**A start** is a numbered procedure, see `open`. It checks the file for a moment only: a million
-runs would take seconds, and SQLite notices a damaged page also when it reads it later. A run that
-was RUNNING when its process died counts a *crash*. At the third one the run is FAILED: it may be
-what kills the process. (`recovery.py` sees to it that no other suspect of the same crash runs
-beside it.)
+**A start** is a numbered procedure, see `open`. It checks the file for at most `CHECK_SECONDS`: to
+check a million runs would take seconds, and SQLite also notices a damaged page when it reads it
+later. A run that was RUNNING when its process died gets one more *crash*. At the third crash the
+run is FAILED, because it may be the one that kills the process. (`recovery.py` ensures that no
+other suspect of the same crash runs beside it.)
 
-**A full disk** refuses inserts, and may still have room for changes in old rows. So a group that
-fails is written once more without its inserts. A locked database refuses both: then the second try
-is omitted, because each costs `BUSY_SECONDS`.
+**A full disk** refuses inserts, but may still have room for changes in old rows. So a group that
+fails is written once more without its inserts. A locked database would refuse both tries, and each
+costs `BUSY_SECONDS`, so the second try is omitted.
 
-**A file that was removed or replaced** keeps working for its owner, on pages that no start will
-ever find. So each group looks first whether the path still leads to the file and to its log. If
-not, inserts are refused; the rest is written all the same, so accepted runs still run.
+**A file that was removed or replaced** can still be written by its owner, but no later start will
+find it. So before a group is written, the owner checks that the paths still lead to the file and
+its log. If they do not, inserts are refused; the other changes are still written, so accepted runs
+still run.
 
-Finished runs are deleted a few at a time, by age, and when a million newer ones have come.
+Finished runs are deleted a few at a time: by age, and when a million newer runs were accepted.
 
-Needs SQLite 3.37 (STRICT tables). Network file systems keep neither WAL nor locks: a warning says
-so.
+Needs SQLite 3.37 (STRICT tables). WAL and locks do not work on network file systems; a start on one
+logs a warning.
 """
 
 import json
@@ -53,62 +55,60 @@ logger = SafeLogger("minibg.background")
 
 Durability = Literal["power", "process"]
 
-#: Seconds that finished runs are kept. River's numbers: a success is looked at the next day, a
-#: failure after the holidays.
+#: Seconds that finished runs are kept, as in River: one day for a success, seven for a failure.
 RETENTION = {"SUCCESSFUL": 86400.0, "CANCELLED": 86400.0, "DROPPED": 86400.0, "FAILED": 7 * 86400.0}
-#: A finished run is deleted when so many newer ones were accepted, whatever its age: some hundred
-#: megabytes.
+#: A finished run of any age is deleted when this many newer runs were accepted (some hundred
+#: megabytes).
 NEWER_KEPT = 1_000_000
-#: Rows of one kind that one sweep deletes: some milliseconds, by which the next commit is delayed.
+#: Rows of one kind that one sweep deletes. It takes some milliseconds, and delays the next commit
+#: by them.
 SWEEP_ROWS = 500
-#: A run that was in progress at so many deaths of its process is FAILED.
+#: A run that was RUNNING at this many deaths of its process is FAILED.
 CRASHES = 3
 #: Seconds that a group waits for a lock on the database (of a backup, of an SQLite shell) before it
-#: is refused. A commit may have to wait for the group before its own, so its client gets the 503
-#: after two of these.
+#: is refused. A commit may also have to wait for the group before its own, so its client gets a 503
+#: after at most twice this time.
 BUSY_SECONDS = 1.0
-#: The same at a start, where no client waits.
+#: The same at a start, when no client waits.
 OPEN_SECONDS = 5.0
-#: Seconds that a start spends on SQLite's check of the file, at most: a large file is checked as
-#: far as that goes.
+#: Maximum seconds of SQLite's check of the file at a start. A large file is checked only in part.
 CHECK_SECONDS = 0.3
-#: Instructions of SQLite's virtual machine between two looks at the clock during that check: about
-#: a millisecond.
+#: Instructions of SQLite's virtual machine after which that check compares the time: about a
+#: millisecond.
 CHECK_STEPS = 50_000
 NETWORK_TYPES = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs", "fuse.s3fs"}
 
 
 class File:
-    """A journal's file. Call `open`, then `write` for each group, then `close`, from one thread at
-    a time.
-    """
+    """A journal's file. Call `open`, `write` for each group, and `close`, from one thread at a time."""
 
     def __init__(self, path: str, durability: Durability) -> None:
         self.path = path
-        #: Set when all that is left of a group is SQLite's work, for which it gives up the
-        #: interpreter's lock.
+        #: Set when the rest of a write is SQLite's work, during which the interpreter's lock is
+        #: free.
         self.in_sqlite = threading.Event()
         self._durability = durability
         self._lock = Lock(path)
         self._owner = ""
         self._database: sqlite3.Connection | None = None
         self._synchronous = ""
-        #: The inodes of the file and of its log, as they were at the start.
+        #: The inodes of the file and of its log at the start.
         self._identity: list[tuple[int, int] | None] = []
 
     def open(self, now: float) -> tuple[list[Row], int]:
-        """Become the owner. Return the unfinished runs in order, and the last row. Raises
+        """Become the owner. Return the unfinished rows in order, and the last row number. Raises
         JournalUnusable.
         """
         try:
-            # 1. Get the lock: from here on no other process writes.
+            # 1. Get the lock. From now on no other process writes.
             self._acquire()
             self._owner = f"process {os.getpid()}"
-            # 2. Look at the file without changing it; refuse one that is no journal, or damaged.
+            # 2. Inspect the file without changing it. Refuse a damaged file, or one that is not a
+            # journal.
             version = self._inspect()
-            # 3. Bring it to the newest schema.
+            # 3. Upgrade the file to the newest schema.
             self._connect(version)
-            # 4. Count what was running as a crash, then answer the requests that came since.
+            # 4. Count a crash for each RUNNING run, then answer the requests that came since.
             with self._transaction():
                 interrupted = self._count_crashes(now)
                 self._answer_requests(now)
@@ -125,7 +125,7 @@ class File:
             raise
 
     def write(self, group: Group, now: float) -> None:
-        """Write a group. Never raises: the group's errors say what could not be written, and why."""
+        """Write a group. Never raises: a failure is stored in the errors of the group."""
         try:
             if group.inserts or group.housekeeping:
                 self._check_identity()
@@ -141,11 +141,9 @@ class File:
                 logger.warning("%s: no housekeeping this time: %s", self.path, error)
 
     def close(self, *, keep_lock: bool = False) -> None:
-        """Requeue what was running, merge the log into the file, and let the next owner in. Never
-        raises.
+        """Requeue the RUNNING runs, merge the log into the file, and free the lock. Never raises.
 
-        ``keep_lock``: an attempt is still in progress, which nothing can stop. The lock stays with
-        this process then.
+        ``keep_lock``: keep the lock, for an attempt in progress that cannot be stopped.
         """
         try:
             if self._database is not None:
@@ -156,7 +154,7 @@ class File:
         self.release(keep_lock=keep_lock)
 
     def release(self, *, keep_lock: bool = False) -> None:
-        """Close the database as a kill would, and let the next owner in."""
+        """Close the database without any write, as a kill would, and free the lock."""
         if self._database is not None:
             self._database.close()
             self._database = None
@@ -170,15 +168,15 @@ class File:
             raise JournalUnusable(f"{self.path} is in use by {self._lock.owner()}: a journal has one owner")
 
     def _inspect(self) -> int:
-        """Return the schema of the file, 0 for a new one. Raises JournalUnusable for one that is no
-        journal.
+        """Return the schema version of the file, 0 for a new file. Raises JournalUnusable if the
+        file is not a journal or is damaged.
         """
         if sqlite3.sqlite_version_info < (3, 37):
             raise JournalUnusable(f"a journal needs SQLite 3.37 or newer, this is {sqlite3.sqlite_version}")
-        # Arguments of tasks are private: the file is readable for this user alone.
+        # Only this user may read the file, because the arguments of tasks are private.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        # Read-only if a log exists: closing the last connection would merge the log, and a refused
-        # file must not change.
+        # If a log exists, the file is opened read-only. Otherwise closing the last connection would
+        # merge the log, and a refused file must not change.
         mode: Literal["ro", "rw"] = "ro" if Path(f"{self.path}-wal").exists() else "rw"
         with closing(connect(self.path, mode, OPEN_SECONDS)) as database:
             version = schema_version(database, self.path)
@@ -217,7 +215,7 @@ class File:
         return len(interrupted)
 
     def _answer_requests(self, now: float) -> None:
-        """Answer the requests that came while the file had no owner: no pool has to be asked."""
+        """Answer the requests that came while the file had no owner, and so no pool had to be asked."""
         for row in self._select(schema.REQUESTED):
             refusal = None
             if row.request == "cancel":
@@ -247,15 +245,13 @@ class File:
         if count := sum(map(len, kinds)):
             before = self._changes()
             self._execute(schema.WRITE_GROUP, (*arrays, self._owner, now))
-            if self._changes() - before == count:  # Every change found its row, so every claim was granted.
+            if self._changes() - before == count:  # Every change found its row, so every claim is granted.
                 group.granted = set(group.claims)
             else:
                 group.granted = {row for (row,) in self._execute(schema.GRANTED, (arrays[-1],)).fetchall()}
 
     def _write_the_rest(self, group: Group, now: float) -> None:
-        """Write a group that was refused once more without its inserts, unless the database is
-        locked.
-        """
+        """Write a refused group again without its inserts, unless the database is locked."""
         if getattr(group.insert_error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
             group.update_error = group.insert_error
             return
@@ -265,7 +261,7 @@ class File:
             group.update_error = error
 
     def _answer(self, group: Group, now: float) -> None:
-        """Write what requests of `minibg tasks` lead to. They are rare, and so not in the trigger."""
+        """Write the answers to `minibg tasks`. They are rare, and so not part of the trigger."""
         with self._transaction():
             for row in group.resets:
                 self._execute(schema.RESET_FAILED, (row,))
@@ -275,7 +271,7 @@ class File:
                 self._execute(schema.ANSWER, (refusal, row))
 
     def _sweep(self, now: float) -> bool:
-        """Delete some of the runs that are too old; return whether there may be more."""
+        """Delete some of the runs that are too old. Return whether there may be more of them."""
         with self._transaction():
             swept = [
                 self._execute(schema.SWEEP_OLD, (status, now - seconds, SWEEP_ROWS)).rowcount
@@ -310,32 +306,34 @@ class File:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Begin as a writer: a transaction that begins by reading can be refused in its middle."""
+        """Run a transaction that begins as a writer: one that begins as a reader can be refused
+        later.
+        """
         self._execute("BEGIN IMMEDIATE")
         try:
             yield
             self._execute("COMMIT")
         except BaseException:
-            # A full disk may have rolled back already.
+            # SQLite may have rolled back already, on a full disk for example.
             if self._database is not None and self._database.in_transaction:
                 self._execute("ROLLBACK")
             raise
 
 
 def connect(path: str, mode: Literal["rw", "ro"], timeout: float = BUSY_SECONDS) -> sqlite3.Connection:
-    """Open a database that exists; ``timeout`` is for locks, in seconds. Raises sqlite3.Error."""
+    """Open an existing database. ``timeout``: seconds to wait for a lock. Raises sqlite3.Error."""
     return sqlite3.connect(
         f"{Path(path).absolute().as_uri()}?mode={mode}",
         uri=True,
-        isolation_level=None,  # Transactions begin where the code says so.
+        isolation_level=None,  # Transactions begin only with an explicit BEGIN.
         timeout=timeout,
         check_same_thread=False,
     )
 
 
 def schema_version(database: sqlite3.Connection, path: str) -> int:
-    """Return the schema of a journal, 0 for an empty file. Raises JournalUnusable for what is no
-    journal, or too new.
+    """Return the schema version of a journal, 0 for an empty file. Raises JournalUnusable for a
+    file that is not a journal, or that a newer minibg has written.
     """
     (mark,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -349,8 +347,8 @@ def schema_version(database: sqlite3.Connection, path: str) -> int:
 
 
 def quick_check(database: sqlite3.Connection) -> str | None:
-    """Return the first damage that SQLite finds within `CHECK_SECONDS`; None if there is none.
-    Raises sqlite3.Error.
+    """Return the first damage that SQLite finds within `CHECK_SECONDS`, or None. Raises
+    sqlite3.Error.
     """
     deadline = time.monotonic() + CHECK_SECONDS
     database.set_progress_handler(lambda: time.monotonic() > deadline, CHECK_STEPS)
@@ -359,23 +357,21 @@ def quick_check(database: sqlite3.Connection) -> str | None:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
             raise
-        return None  # The time is over, and no damage was found until then.
+        return None  # The time is over, and no damage was found.
     return None if found == "ok" else " ".join(found.split())
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Return the device and the inode that a path leads to; None if it leads nowhere."""
+    """Return the device and the inode of a path; None if there is no such file."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - for each group of commits: a third of the time.
+        found = os.stat(path)  # noqa: PTH116 - a third of the time of Path.stat, for each group.
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
 
 
 def network_file_system(path: str) -> str | None:
-    """Return the name of the network file system that a file is on; None for a local one, or if it
-    cannot be known.
-    """
+    """Return the type of a file's network file system; None for a local or an unknown one."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
     except OSError:

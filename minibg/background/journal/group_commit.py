@@ -1,21 +1,22 @@
 """The journal: the ledger kept on disk, so that an accepted run outlives its process.
 
-The ledger in memory stays the one source. It calls `record` after every transition of a run that is
-stored, and the journal writes the run's row some moments later. Two things cannot be written later,
-and are awaited:
+The ledger in memory remains the only source. It calls `record` after every transition of a stored
+run, and the journal writes the run's row some moments later. Two writes cannot be late, so the
+caller awaits them:
 
 - `commit`: the runs of a response are on disk before its head leaves. If the disk refuses them,
   JournalFailed makes the response a 503, and none of them is accepted.
-- `claim`: an attempt is counted on disk before the first line of the task runs. So a task that
-  kills its process has been counted, and is FAILED at the third time.
+- `claim`: an attempt is counted on disk before the first line of the task runs. So an attempt that
+  kills its process has been counted, and the third one makes the run FAILED.
 
-If the process dies, the file is a few moments behind: a run that had just ended is still RUNNING
-there, and runs once more. That is **at least once**: write tasks that may run twice.
+If the process dies, the file is a few moments behind: a run that has just ended is still RUNNING in
+the file, and runs once more. The guarantee is **at least once**, so tasks have to be written so
+that they may run twice.
 
-**Group commit.** A flush to disk takes about as long as a thousand inserts. So commits do not flush
-one by one, they share a flush. The journal has one thread for the file, and at any moment two
-groups: one that the thread is writing, and one that gathers whatever happens meanwhile. When the
-thread is done, the second group becomes the first::
+**Group commit.** A flush to disk takes about as long as a thousand inserts. So commits share a
+flush. The journal has one thread for the file and two groups of changes: the thread writes the
+first group, and the second gathers the changes that happen meanwhile. When the thread is done, the
+second group becomes the first::
 
     event loop     commit A ......................... A, B and C are on disk
                      commit B, commit C, 40 ends, 8 claims       |  commit D ...
@@ -23,30 +24,30 @@ thread is done, the second group becomes the first::
     group 2        gathers B, C, ends, claims          |-- one transaction, one flush --|
     group 3                                             gathers D ...
 
-There is no timer that waits for company: a lone commit is written at once, and sixty-four that come
-together share one flush. The longer a flush takes, the larger is the next group. Databases have
-done it like this since the 1980s.
+No timer delays a group: a single commit is written at once, and sixty-four simultaneous commits
+share one flush. The longer a flush takes, the larger is the next group. Databases have used group
+commit since the 1980s.
 
-The loop's thread fills a group and the other thread writes it, and no group is touched by both at
-once: so there is no lock. One detail is about the interpreter's own lock. When a group has been
-handed over, the event loop blocks for up to `HEAD_START_SECONDS`, until the thread has given that
-lock up inside SQLite. Otherwise the loop, which the last group has just given plenty to do, keeps
-the lock, and loop and disk take turns (measured: 1.3 times slower).
+The loop's thread fills a group, and then the other thread writes it. No group is used by both
+threads at once, so no lock is needed. One detail is about the interpreter's own lock (GIL). After a
+group is handed over, the event loop blocks for up to `HEAD_START_SECONDS`, until the thread has
+released the GIL inside SQLite. Otherwise the loop, busy with the results of the last group, keeps
+the GIL, and loop and disk work in turns (measured: 1.3 times slower).
 
-**What is written when** is one table, `WRITES` in `pending.py`, from the event to the write. Most
-runs take three writes: an insert, a claim, an end. That they were READY in between is written
-together with the claim. If no worker claims a run within `TICK_SECONDS` it is written on its own,
-at the next tick.
+**The writes of a run** are in one table, `WRITES` in `pending.py`, which maps events to writes.
+Most runs take three writes: an insert, a claim, an end. READY has no write of its own, since the
+claim implies it. Only if no worker claims a run within `TICK_SECONDS`, READY is written at the next
+tick.
 
-**Guarantees of the writer.** Only `close` ends it. A group that fails, whatever the reason, has its
-waiters told; ends and updates of a failed group are written with the next one. If the writer is
-cancelled, because the event loop ends, every waiter gets JournalFailed, and so does every later
-commit. A commit waits for at most two groups, and a group for at most `file.BUSY_SECONDS` behind a
-lock of another process.
+**Guarantees of the writer.** Only `close` ends it. If a group fails, for any reason, the commits
+and claims that wait for it get JournalFailed, and its ends and updates are written with the next
+group. If the writer is cancelled, because the event loop ends, all waiting and all later commits
+get JournalFailed. A commit waits for at most two groups. A group waits for a lock of another
+process for at most `file.BUSY_SECONDS`.
 
-**The end.** `close` is bounded. If the disk hangs, the thread is left behind with everything that
-is still to be written; commits that wait get JournalFailed, and their outcome is not known. The
-lock of the file stays with the thread until the disk answers, at the latest until the process ends.
+**The end.** `close` is bounded. If the disk hangs, the thread is left running with the unwritten
+changes. Waiting commits get JournalFailed, and their outcome is not known. The lock of the file is
+kept until the disk answers or the process ends.
 """
 
 import asyncio
@@ -70,22 +71,23 @@ from minibg.threads import Threads
 
 logger = SafeLogger("minibg.background")
 
-#: Seconds between two ticks. At each the journal reads the requests of `minibg tasks`, writes which
-#: runs are READY, and sweeps.
+#: Seconds between two ticks. At a tick the journal reads the requests of `minibg tasks`, writes the
+#: runs that are READY, and sweeps.
 TICK_SECONDS = 1.0
-#: Seconds that the event loop waits, at most, for the thread to begin. It takes a tenth of that.
+#: Maximum seconds that the event loop waits for the thread to begin. A tenth of it is usual.
 HEAD_START_SECONDS = 0.001
-#: Seconds after which a client may try again if the disk refused its tasks: an operator has to make
-#: room first.
+#: Seconds after which a client may try again if the disk refused its tasks; an operator may have to
+#: make room first.
 RETRY_AFTER_SECONDS = 10
 
 
 class DiskJournal:
-    """The journal of one pool in the file ``path``. All methods but `check_storable` are for the
-    loop's thread.
+    """The journal of one pool in the file ``path``. All methods but `check_storable` are called on
+    the loop's thread.
 
-    ``durability``: "power" flushes what is accepted; "process" does not, and a loss of power may
-    take the last seconds. Raises ValueError for any other value. Nothing is opened before `open`.
+    ``durability``: "power" flushes accepted runs; "process" does not, so a loss of power may lose
+    those of the last seconds. Raises ValueError for any other value. Nothing is opened before
+    `open`.
     """
 
     def __init__(self, path: str | os.PathLike[str], durability: Durability, clock: Clock) -> None:
@@ -101,36 +103,33 @@ class DiskJournal:
         self._reader: sqlite3.Connection | None = None
         self._writer: asyncio.Task[None] | None = None
         self._timer: Timer | None = None
-        #: The group that gathers, and the signal that there is something in it.
+        #: The group that is being filled, and the signal that it is not empty.
         self._group = PendingGroup()
         self._wake = asyncio.Event()
         self._last_row = 0
-        #: The group of each run whose insert is not written yet.
+        #: The runs whose insert is not written yet, each with the group of its insert.
         self._inserting: dict[Run, PendingGroup] = {}
-        #: Runs whose status in memory is not in the file: READY without a claim, or not inserted
+        #: Runs whose current status is not in the file: READY without a claim, or not inserted
         #: because the disk refused. Oldest first.
         self._unwritten: dict[Run, None] = {}
-        #: Requests that the pool has not taken yet, and the rows of all that are not answered, by
-        #: id.
+        #: Requests that the pool has not taken yet, and the rows of all unanswered requests, by id.
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._unanswered: dict[str, int] = {}
         self._failing = False
         self._closing = False
 
     async def open(self) -> list[list[Run]]:
-        """Become the owner of the file. Return its unfinished runs, HELD, in their order, those of
-        one batch together.
+        """Become the owner of the file. Return its unfinished runs, HELD, in order and in batches.
 
-        Raises JournalUnusable. When it fails or is cancelled, neither the thread nor the lock is
-        left.
+        Raises JournalUnusable. If it fails or is cancelled, thread and lock are released.
         """
         try:
-            # In the thread: 100,000 rows take seconds.
+            # In the thread, because 100,000 rows take seconds.
             rows, self._last_row = await self._threads.call(self._file.open, self._clock.time())
             batches, unknown = await self._threads.call(recovery.recover, rows, self._clock.time())
             self._reader = connect(self._path, "ro", timeout=0.0)
         except BaseException:
-            # The one thread makes its calls in order: the file is open by then, or never will be.
+            # The single thread makes its calls in order, so it releases the file after any `open`.
             released = self._threads.call(self._file.release)
             self._threads.close()
             await asyncio.wait({released}, timeout=OPEN_SECONDS)
@@ -142,14 +141,14 @@ class DiskJournal:
         return batches
 
     def check_storable(self, run: Run) -> None:
-        """Make a run ready to be stored, unless it is ``durable=False``. Raises TypeError for a
-        call that cannot be.
+        """Prepare a run for storage, unless it is ``durable=False``. Raises TypeError if it cannot
+        be stored.
         """
         if run.options.durable:
             codec.encode_call(run)
 
     async def commit(self, runs: Sequence[Run]) -> None:
-        """Write these runs to disk, in one transaction. Raises JournalFailed; then none of them is
+        """Write these runs to disk in one transaction. Raises JournalFailed; then no run is
         accepted.
         """
         self._check_open()
@@ -166,9 +165,9 @@ class DiskJournal:
                 resetting.append(self._group)
             elif run.result.status is TaskStatus.HELD:
                 self._insert(run, first := first or stored)
-            else:  # Another response has it too, and has released it: the runs of this one are not behind it.
+            else:  # Another response has released it already, so it is not in this batch.
                 self._insert(run)
-            if run in self._inserting:  # Perhaps for another response, by a group that is being written now.
+            if run in self._inserting:  # Perhaps by an earlier group, for another response.
                 inserting[self._inserting[run]] = None
         self._wake.set()
         for group in (*inserting, *resetting):
@@ -178,10 +177,9 @@ class DiskJournal:
                 raise _failed("the tasks could not be written to disk", error)
 
     async def claim(self, run: Run) -> bool:
-        """Count an attempt on disk before it begins. Return False if the file says that the run has
-        ended.
+        """Count an attempt on disk before it begins. Return False if the run has ended in the file.
 
-        Raises JournalFailed: the attempt cannot be counted now, and must not begin.
+        Raises JournalFailed if the attempt cannot be counted; it must not begin then.
         """
         if run.stored is None:
             return True
@@ -197,14 +195,14 @@ class DiskJournal:
         return row in group.granted
 
     def record(self, run: Run, event: Event) -> None:
-        """Note a transition of a run, to be written behind."""
+        """Note a transition of a run, which is written some moments later."""
         stored, write = run.stored, WRITES[event]
         if stored is None or write is Write.NOTHING:
             return
         self._unwritten.pop(run, None)
         if write is Write.END:
             self._group.end(run, stored, self._clock.time())
-        elif stored.row is None:  # It was enqueued without a commit.
+        elif stored.row is None:  # The run was enqueued without a commit.
             self._insert(run)
         elif write is Write.WITH_CLAIM:
             self._unwritten[run] = None
@@ -216,9 +214,7 @@ class DiskJournal:
         self._wake.set()
 
     def get(self, id: str) -> TaskResult[Any] | None:
-        """Return the record of a run that is in the file; None for an unknown id. Raises
-        JournalFailed.
-        """
+        """Return the record of a run from the file; None for an unknown id. Raises JournalFailed."""
         row = self._find(id)
         return None if row is None else codec.decode_result(row)
 
@@ -226,9 +222,8 @@ class DiskJournal:
         """Return a FAILED run of the file as a new run, HELD, with all its attempts. Its commit
         resets the row.
 
-        Waits until everything that has happened so far is in the file. Raises LookupError, with a
-        sentence for the operator, for a run that is not FAILED or cannot be run in this process,
-        and JournalFailed.
+        Waits until all changes so far are in the file. Raises LookupError, with a sentence for the
+        operator, if the run is not FAILED or cannot be run in this process. Raises JournalFailed.
         """
         self._check_open()
         group = self._group
@@ -254,25 +249,24 @@ class DiskJournal:
         return await self._requests.get()
 
     def answer(self, request: Request, refusal: str | None = None) -> None:
-        """Answer a request: grant it, or refuse it with a sentence that ``minibg tasks`` shows the
-        operator.
+        """Grant a request, or refuse it with a sentence that ``minibg tasks`` shows the operator.
 
-        A granted cancel also ends a run that only the file knows, because its task is not
+        A granted cancel also ends a run that is only in the file, because its task is not
         registered in this process.
         """
         if (row := self._unanswered.get(request.id)) is not None:
             self._group.answers[row] = Answer(request.action, refusal)
             self._wake.set()
 
-    # --- gathering ---
+    # --- filling a group ---
 
     def _check_open(self) -> None:
         if self._writer is None or self._writer.done() or self._closing:
             raise _failed("the tasks could not be written to disk", RuntimeError(f"{self._path} is closed"))
 
     def _insert(self, run: Run, first: StoredRun | None = None) -> None:
-        """Gather the insert of a run that is not in the file. ``first`` is the first run of its
-        batch; None: it is alone.
+        """Add the insert of a run that is not in the file. ``first``: the first run of its batch,
+        or None.
         """
         stored = run.stored
         if stored is None or stored.row is not None:
@@ -281,20 +275,20 @@ class DiskJournal:
         self._group.insert(run, stored, self._last_row, first)
         self._inserting[run] = self._group
         self._wake.set()
-        # A row is inserted as HELD. A run that was released before, because its first insert was
-        # refused, is more:
+        # A row is inserted as HELD. If the first insert was refused, the run may be released by
+        # now, and its status has to be written too.
         if run.result.status is TaskStatus.WAITING:
             self._group.update(run, stored, self._clock.time())
         elif run.result.status is TaskStatus.READY:
             self._unwritten[run] = None
 
     def _write_ready_runs(self, limit: int | None = None) -> None:
-        """Gather the status of runs that no worker has claimed: it may be long until one does."""
+        """Add the status of runs that are READY and not claimed by a worker yet."""
         for run in list(self._unwritten)[:limit]:
             del self._unwritten[run]
             if run.stored is None:
                 continue
-            if run.stored.row is None:  # The disk may have room by now.
+            if run.stored.row is None:  # The disk refused it, and may have room by now.
                 self._insert(run)
             else:
                 self._group.update(run, run.stored, self._clock.time())
@@ -308,7 +302,7 @@ class DiskJournal:
     # --- writing ---
 
     async def _write_groups(self) -> None:
-        """Write group after group, until the journal closes and nothing is left."""
+        """Write group after group, until the journal is closed and no group is left."""
         group = self._group
         try:
             while not self._closing or self._wake.is_set():
@@ -318,15 +312,15 @@ class DiskJournal:
                 await self._write(group)
                 try:
                     self._after_write(group)
-                except Exception:  # A fault of this file; whatever it is, the writer goes on.
+                except Exception:  # A fault of this file must not end the writer.
                     logger.exception("%s: a group was not settled", self._path)
                 group.written.set()
-        finally:  # Closed, or cancelled: nothing is written here any more.
+        finally:  # The journal is closed, or the writer is cancelled.
             self._give_up(group)
             self._give_up(self._group)
 
     def _give_up(self, group: PendingGroup) -> None:
-        """Tell the waiters of a group that its outcome is not known."""
+        """Raise JournalFailed in the waiters of a group, whose outcome is not known."""
         if not group.written.is_set():
             group.fail(RuntimeError(f"{self._path} is closed"))
             group.written.set()
@@ -337,11 +331,11 @@ class DiskJournal:
             writing = self._threads.call(self._file.write, group, self._clock.time())
             self._file.in_sqlite.wait(HEAD_START_SECONDS)
             await writing
-        except Exception as error:  # noqa: BLE001 - no thread could be started, for example: the group has failed.
+        except Exception as error:  # noqa: BLE001 - no thread could be started, for example.
             group.fail(error)
 
     def _after_write(self, group: PendingGroup) -> None:
-        """Note what became of a group."""
+        """Note the result of a written group."""
         for run in group.runs:
             del self._inserting[run]
             if group.insert_error is not None and run.stored is not None:
@@ -370,7 +364,7 @@ class DiskJournal:
     # --- reading and recovering ---
 
     def _find(self, id: str) -> Row | None:
-        if self._reader is None or not id.isascii():  # An id may be any text: it may come from the path of a request.
+        if self._reader is None or not id.isascii():  # An id may be any text from the path of a request.
             return None
         try:
             found = self._reader.execute(BY_ID, (id,)).fetchone()
@@ -381,10 +375,10 @@ class DiskJournal:
     # --- the end ---
 
     async def close(self, timeout: float, *, keep_lock: bool = False) -> None:
-        """Write what is left, within ``timeout`` seconds, and let go of the file.
+        """Write the remaining changes within ``timeout`` seconds, and close the file.
 
-        ``keep_lock``: an attempt at a stored run is still in progress, which nothing can stop. The
-        lock stays with the process then, so that no other process runs the same task.
+        ``keep_lock``: keep the lock, because an attempt at a stored run is still in progress that
+        cannot be stopped. So no other process runs the same run.
         """
         if self._writer is None or self._closing:
             return
@@ -397,8 +391,8 @@ class DiskJournal:
         try:
             await asyncio.wait({self._writer}, timeout=timeout)
         finally:
-            # In time, or too late, or cancelled together with the writer: the thread writes what
-            # the writer has left, and closes the file after that.
+            # In every case (in time, too late, cancelled), the thread writes the changes that the
+            # writer has left, and then closes the file.
             self._writer.cancel()
             last, self._group = self._group, PendingGroup()
             self._give_up(last)

@@ -1,13 +1,12 @@
-"""A group that gathers: changes of runs, collected on the event loop until the thread of the
-journal is free.
+"""A group that is being filled: changes of runs, until the journal's thread is free to write them.
 
-`schema.Group` is the data that the thread writes. A `PendingGroup` is the same data while it is
-being filled. `WRITES` is the one table that says which event leads to which write. Two rules:
+`schema.Group` is the data that the thread writes. A `PendingGroup` is the same data while the event
+loop fills it. The table `WRITES` maps each event to its write. Two rules:
 
 - **A later change of a run wins**, since the dicts have one entry for each row. A run that is
-  released, deferred and due between two flushes costs one update.
-- **A run that ends before it is inserted leaves no trace.** Its insert is taken back, and no reader
-  ever sees it.
+  released, deferred and due between two writes costs one update.
+- **A run that ends before it is inserted leaves no trace.** Its insert is removed from the group,
+  and no reader ever sees the run.
 """
 
 import asyncio
@@ -22,9 +21,10 @@ from minibg.background.run import Run, StoredRun
 class Write(Enum):
     """The write that follows from an event."""
 
-    #: Nothing: the file has it, or does not need it.
+    #: No write: the file has the change already, or does not need it.
     NOTHING = auto()
-    #: READY: with the claim, which says so too; at the next tick, if there is none by then.
+    #: READY: no write of its own before the claim; a write at the next tick if no claim came by
+    #: then.
     WITH_CLAIM = auto()
     #: WAITING: an update in the next group.
     UPDATE = auto()
@@ -49,18 +49,18 @@ WRITES = {
 
 
 class PendingGroup(Group):
-    """A group that gathers, and the event for which its commits and claims wait."""
+    """A group that is being filled, and the event for which its commits and claims wait."""
 
     def __init__(self) -> None:
         super().__init__()
-        #: The runs of its inserts, also of those that were taken back.
+        #: The runs of its inserts, also of the removed ones.
         self.runs: list[Run] = []
-        #: Set when the write was tried. An event and not a future: a waiter may come when it is set
-        #: already, because the run it waits for is in two responses.
+        #: Set after the write, also after a failed one. It is no future, because a second response
+        #: with the same run may begin to wait when it is already set.
         self.written = asyncio.Event()
 
     def insert(self, run: Run, stored: StoredRun, row: int, first: StoredRun | None) -> None:
-        """Add the insert of a run. ``first`` is the first run of its batch; None: the run is alone."""
+        """Add the insert of a run. ``first``: the first run of its batch; None if the run is alone."""
         stored.row = row
         stored.batch = None if first is None else first.batch or first.row
         self.inserts[row] = codec.insert_fields(run, stored)
@@ -72,9 +72,7 @@ class PendingGroup(Group):
             self.updates[stored.row] = codec.update_fields(run, stored, now)
 
     def end(self, run: Run, stored: StoredRun, now: float) -> None:
-        """Add the end of an attempt, or take back the insert of a run that ends before it was
-        written.
-        """
+        """Add the end of an attempt, or remove the insert of a run that ends before it is written."""
         if stored.row in self.inserts:
             del self.inserts[stored.row]
             self.updates.pop(stored.row, None)
@@ -83,14 +81,14 @@ class PendingGroup(Group):
             self.ends[stored.row] = codec.end_fields(run, stored, now)
 
     def take_over(self, failed: Group) -> None:
-        """Add the changes of a group that could not be written. Of two changes of one run the one
-        that is here is newer.
+        """Add the changes of a failed group. If both groups change a run, the change of this one is
+        newer.
         """
         self.ends = failed.ends | self.ends
         self.updates = failed.updates | self.updates
         self.answers = failed.answers | self.answers
 
     def fail(self, error: Exception) -> None:
-        """Note that nothing of it was written, unless the thread has noted an error itself."""
+        """Note an error for the whole group, unless the thread has noted errors itself."""
         self.insert_error = self.insert_error or error
         self.update_error = self.update_error or error

@@ -1,32 +1,30 @@
-"""The table of a journal, the statements that touch it, and the data they take: nothing here opens
-a file.
+"""The table of a journal, its statements, and the data they take. Nothing here opens a file.
 
-A run is one row, inserted when the run is accepted and updated in place until it ends. Columns are
-named like the fields of `Row`, and a group of changes travels as JSON objects whose fields are
-named like the columns.
+A run is one row, inserted when the run is accepted and updated in place until it ends. The columns
+have the names of the fields of `Row`. A group of changes is passed as JSON objects, whose fields
+have the names of the columns.
 
-**A group is one call into SQLite.** Every call gives up the interpreter's lock, and beside a busy
-event loop waits up to 5 ms to get it back: with a call per row the journal wrote 60 rows a second
-(measured). So the changes of a whole group are four JSON arrays, bound to *one* INSERT into a view,
-whose trigger applies them; a field that a change does not have is NULL. The trigger is temporary:
-it belongs to the connection of the owner and is not in the file. It runs as one statement, so it is
-one transaction and needs no BEGIN.
+**A group is one call into SQLite.** Every call releases the interpreter's lock, and waits up to 5
+ms to get it back if the event loop is busy. With a call per row the journal wrote 60 rows a second
+(measured). So the changes of a whole group are four JSON arrays, which are bound to *one* INSERT
+into a view. The trigger of the view applies them; a missing field is NULL. The trigger is
+temporary: it belongs to the connection of the owner and is not in the file. The INSERT is one
+statement, so it is one transaction and needs no BEGIN.
 
-The order inside the trigger is part of its meaning: ends (an end may free a key), inserts (which
-may take it), updates, claims (which need the row).
+The order inside the trigger matters: ends (they may free a key), inserts (they may take the key),
+updates, claims (they need the row).
 
-The guards, each in the WHERE of its statement:
+Guards protect the file, each in the WHERE of its statement:
 
-- **An end belongs to an attempt.** It is written only over the attempt that it ends, and never over
+- **An end belongs to an attempt.** It is written only if that attempt is RUNNING, and never over
   another end. CANCELLED and DROPPED also end a run without an attempt.
-- **A claim needs a free run.** It counts the attempt, and finds no row when the run was ended in
-  the file.
-- **A key is never the reason to refuse a group.** The file may hold an unfinished run with the same
-  key that the ledger does not know, because its task is not registered. The new run is inserted
-  without its key then: the unique index would refuse the group, with every innocent run in it.
+- **A claim needs a free run.** It counts the attempt, and finds no row if the run has ended in the
+  file.
+- **A key never makes a group fail.** The file may contain an unfinished run with the same key that
+  is not in the ledger, because its task is not registered. Then the new run is inserted without its
+  key. Otherwise the unique index would refuse the group with all its runs.
 
-Nothing in the file refers to code. ``name`` is looked up among the decorated functions; there is no
-pickle.
+The file contains no code and no pickle. ``name`` is looked up among the decorated functions.
 """
 
 from dataclasses import dataclass, field
@@ -34,9 +32,9 @@ from typing import Any, Literal, NamedTuple
 
 Action = Literal["retry", "cancel"]
 
-#: "mbg1" in the header of the file (PRAGMA application_id): it is a journal of minibg.
+#: "mbg1" in the header of the file (PRAGMA application_id) marks a journal of minibg.
 APPLICATION_ID = 0x6D626731
-#: PRAGMA user_version of a file with the schema below.
+#: The version of the schema below, stored as PRAGMA user_version.
 SCHEMA_VERSION = 2
 
 SCHEMA = """
@@ -75,7 +73,7 @@ SCHEMA = """
     CREATE UNIQUE INDEX one_per_key ON runs (name, key) WHERE key IS NOT NULL AND finished_at IS NULL;
 """
 
-#: The step from each older schema to the next one.
+#: The upgrade of each older schema version to the next.
 UPGRADES = {
     1: f"""
     DROP INDEX unfinished; DROP INDEX finished; DROP INDEX asked; DROP INDEX one_per_key;
@@ -144,8 +142,8 @@ COLUMNS = (
     "row, id, batch, name, arguments, overrides, key, origin, status, attempts, uncounted_attempts, crashes, added_at,"
     " released_at, started_at, due_at, wait_seconds, finished_at, errors, return_value, request, refusal"
 )
-# INDEXED BY and NOT INDEXED: statistics that an ANALYZE has left in the file must not talk SQLite
-# into a scan of all runs.
+# INDEXED BY and NOT INDEXED prevent a scan of all runs, which SQLite could choose after an ANALYZE
+# has left statistics in the file.
 UNFINISHED = f"SELECT {COLUMNS} FROM runs INDEXED BY unfinished WHERE finished_at IS NULL ORDER BY row"
 INTERRUPTED = f"SELECT {COLUMNS} FROM runs INDEXED BY unfinished WHERE finished_at IS NULL AND status = 'RUNNING'"
 BY_ID = f"SELECT {COLUMNS} FROM runs WHERE id = ?"
@@ -175,7 +173,7 @@ KEY_IS_TAKEN = "SELECT 1 FROM runs WHERE name = ? AND key = ? AND key IS NOT NUL
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A run as the file has it. The schema explains the columns."""
+    """The row of a run in the file. The schema explains the columns."""
 
     row: int
     id: str
@@ -201,9 +199,7 @@ class Row:
     refusal: str | None
 
     def describe(self) -> str:
-        """Name the run for the log: on one line, because any text may have been written into the
-        file.
-        """
+        """Return a name of the run for the log: escaped, because the file may contain any text."""
         return ascii(f"{self.name} {self.id}")[1:-1]
 
 
@@ -211,17 +207,17 @@ class Answer(NamedTuple):
     """The owner's answer to a request of `minibg tasks`."""
 
     action: Action
-    #: The reason not to grant the request; None: it is granted.
+    #: The reason to refuse the request; None if it is granted.
     refusal: str | None
 
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """The changes of one transaction, and what became of them. In the dicts the key is the row: a
-    later change wins.
+    """The changes of one transaction, and their results. The dicts have rows as keys: a later
+    change wins.
     """
 
-    #: Runs that end, or begin to wait for a retry: row, attempts, status, due_at, wait_seconds,
+    #: Runs that end, or wait for a retry from now on: row, attempts, status, due_at, wait_seconds,
     #: finished_at, errors, return_value.
     ends: dict[int, dict[str, Any]] = field(default_factory=dict)
     #: Runs that are accepted: row, id, batch, name, arguments, overrides, key, origin, added_at.
@@ -230,20 +226,20 @@ class Group:
     resets: list[int] = field(default_factory=list)
     #: Runs that become READY or WAITING: row, batch, status, due_at, wait_seconds, released_at.
     updates: dict[int, dict[str, Any]] = field(default_factory=dict)
-    #: The rows of runs of which an attempt is about to begin.
+    #: The rows of runs whose next attempt is about to begin.
     claims: list[int] = field(default_factory=list)
     #: Answers to requests, by row.
     answers: dict[int, Answer] = field(default_factory=dict)
-    #: Whether to read the requests, and to sweep, after this group.
+    #: Read the requests and sweep after this group.
     housekeeping: bool = False
 
     #: The claims that were granted.
     granted: set[int] = field(default_factory=set)
-    #: The requests that the file has.
+    #: The requests in the file, read after this group.
     requests: list[Row] = field(default_factory=list)
-    #: Whether there may be more rows to sweep.
+    #: There may be more rows to sweep.
     sweep_again: bool = False
-    #: Why the inserts were not written; the rest may have been.
+    #: The reason why the inserts were not written; the other changes may be written.
     insert_error: Exception | None = None
-    #: Why the rest was not written either.
+    #: The reason why the other changes were not written either.
     update_error: Exception | None = None
