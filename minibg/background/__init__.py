@@ -1,17 +1,17 @@
 """The after-response task queue. Standard library only; HTTP does not exist here.
 
-The path, in the order a task travels it; every file knows only files below it in the layers (see
-pyproject.toml):
+The files of the path, in the order in which a task passes them. A file imports only files of lower
+layers (see pyproject.toml):
 
 - `hold`: the tasks of one response
-- `admission`: what is accepted, and when that becomes final
-- `slots`: the bound
+- `admission`: which tasks are accepted, and when that becomes final
+- `slots`: the limit of the queue
 - `queue`: batches that wait for a worker, or are due later
 - `worker`: takes a batch and runs it
-- `attempt`, `retry`: one attempt, and what follows from it
+- `attempt`, `retry`: one attempt, and the decision about the next one
 - `ledger`: every run and its status; the only writer of a status
 - `drain`: the stop
-- `pool`: the public object around all of them
+- `pool`: the public object around these files
 
 Beneath the path, data without input or output: `task`, `result`, `run`, `errors`, `clock`. Beside
 it: `follow`, `periodic`, `watchdog`; and `journal/`, the ledger kept on disk, behind the seam in

@@ -1,16 +1,16 @@
-"""Admission: what the queue accepts, and when that becomes final.
+"""Admission: which runs the queue accepts, and when that becomes final.
 
-A run passes four steps here. A hold takes them one by one, as its response goes on; ``enqueue``
-takes them at once.
+A run passes these steps. A hold takes them one by one, as its response proceeds; ``enqueue`` takes
+them all at once.
 
-1. `add`: the run gets a slot, and the ledger knows it: HELD. Without a free slot `QueueFull` is
-   raised in the handler, where it can be caught and answered.
+1. `add`: the run gets a slot and is entered in the ledger as HELD. Without a free slot `QueueFull`
+   is raised in the handler, where it can be caught and answered.
 2. `commit`: just before the response head leaves. With a journal, the runs are written to disk
    here, all or none.
 3. `release`: after the response has left. The runs become READY and enter the queue as one batch. A
    run with a delay leaves the batch and becomes WAITING.
-4. `drop`, instead of 3, when no response was produced: DROPPED, and the slot is free again. It may
-   come after a commit, when the server answers the response with a 500.
+4. `drop`, instead of 3, when no response was produced. The runs become DROPPED, and their slots are
+   freed. A drop may follow a commit, when the server replaces the response with a 500.
 
 **Keys.** With ``using(key=...)`` at most one unfinished run of a task has that key. A second add
 with the same key means:
@@ -28,9 +28,9 @@ finished                  makes a new run.
 ========================  ==========================================================================
 
 The options of the first run stand, whatever the second add says (retry, timeout, priority, delay),
-with two exceptions. ``always=True`` counts for the hold that said it: that hold does not drop the
-run. And a run that the journal keeps and one that it does not keep (``durable=False``) never share:
-one of the two would not get what its caller asked for.
+with two exceptions. ``always=True`` applies to the hold whose task has that option: this hold does
+not drop the run. And a durable and a non-durable task (``durable=False``) never share a run,
+because one of the two callers would not get the durability that it asked for.
 
 All methods are for the event loop's thread.
 """
@@ -58,7 +58,7 @@ class Admission:
         self._clock = clock
 
     def add(self, run: Run, *, reserved: bool = False) -> Run:
-        """Enter a run and return it; or return the unfinished run with its key.
+        """Enter a run and return it, or return the unfinished run with the same key.
 
         ``reserved``: the caller has reserved a slot, which the run takes. Raises QueueFull,
         PoolStopped.
@@ -75,16 +75,16 @@ class Admission:
         return run
 
     async def commit(self, runs: Sequence[Run]) -> None:
-        """Accept runs for good. Raises JournalFailed, or PoolStopped when one of them was lost;
-        then none is accepted.
+        """Accept runs, all or none. Raises JournalFailed, or PoolStopped when a run was lost
+        meanwhile.
         """
         await self._journal.commit(runs)
         if any(run.result.status is TaskStatus.LOST for run in runs):
             raise PoolStopped("the pool has stopped before the tasks were accepted")
 
     async def accept(self, run: Run) -> None:
-        """Commit a run without a response, and release it. Raises as `commit` does, and then the
-        run is dropped.
+        """Commit and release a run that belongs to no response. Drops it if `commit` raises, and
+        raises the same error.
         """
         try:
             await self.commit([run])
@@ -94,7 +94,7 @@ class Admission:
         self.release([run])
 
     def release(self, runs: Sequence[Run]) -> None:
-        """Hand runs to the workers: as one batch, but for those that have a delay."""
+        """Hand runs to the workers as one batch; a run with a delay becomes a batch of its own."""
         ready = []
         for run in runs:
             if run.result.status is not TaskStatus.HELD:
@@ -109,8 +109,8 @@ class Admission:
             self._queue.put(Batch(*ready))
 
     def drop(self, run: Run) -> bool:
-        """Give up one holder of a run; drop the run when that was the last, and it has not been
-        released. Return whether it was dropped.
+        """Remove one holder of a run, and drop a run that is HELD and has no other holder. Return
+        whether it was dropped.
         """
         run.holders -= 1
         if run.holders or run.result.status is not TaskStatus.HELD:
@@ -122,15 +122,15 @@ class Admission:
     # --- runs that a journal gives back ---
 
     def restore(self, batch: Sequence[Run]) -> None:
-        """Enter the runs of a batch that an earlier process has accepted: HELD, beyond the limit if
-        need be.
+        """Enter the runs of a batch that an earlier process accepted, as HELD. They may exceed the
+        limit.
         """
         for run in batch:
             self.slots.restore(run)
             self._ledger.add(run)
 
     def resume(self, batch: Sequence[Run]) -> None:
-        """Release a restored batch in its old order: when the first run has to wait, the others
+        """Release a restored batch in its old order. When the first run has a delay, the others
         wait for it.
         """
         held = [run for run in batch if run.result.status is TaskStatus.HELD]

@@ -1,19 +1,21 @@
-"""One attempt at a run: the call itself, and the verdict on it.
+"""One attempt: the call of the task, and the event that its outcome leads to.
 
 A coroutine function is called on the event loop, in an asyncio task of its own, so that it can be
-cancelled and has a context of its own; every other callable is called in a thread. [adding.2] An
-awaitable that such a callable returns (a lambda around a coroutine function, a client library's
-method) is awaited on the event loop afterwards [adding.3]; Starlette drops it silently.
+cancelled and has a context of its own; every other callable is called in a thread. [adding.2] If
+the call in the thread returns an awaitable (a lambda around a coroutine function does, and so do
+the methods of some client libraries), the awaitable is awaited on the event loop [adding.3].
+Starlette discards it silently.
 
-`perform` returns an `Outcome`, whatever the task does: SystemExit and KeyboardInterrupt are
-outcomes too, which would otherwise travel through the asyncio task into the event loop and stop the
-server. The failure of one task changes no other task and no connection. [isolation.2]
+`perform` returns an `Outcome`, whatever the task does. SystemExit and KeyboardInterrupt are
+outcomes too: raised through the asyncio task into the event loop, they would stop the server. The
+failure of one task changes no other task and no connection. [isolation.2]
 
-`judge` turns an outcome into the event that follows. It is pure: it decides, and the worker acts.
+`judge` turns an outcome into the event that follows. It is a pure function: it decides, and the
+worker acts.
 
-The asyncio task per attempt was weighed against stepping the coroutine inside the worker's own
-task, which saves some microseconds: a task that keeps a reference to ``asyncio.current_task()``, as
-timeouts and cancel scopes do, could then cancel its worker.
+Rejected: awaiting the coroutine in the worker's own asyncio task. It saves some microseconds, but
+code that keeps a reference to ``asyncio.current_task()``, as timeouts and cancel scopes do, could
+then cancel the worker.
 """
 
 import asyncio
@@ -30,14 +32,14 @@ from minibg.threads import Threads
 
 
 class Outcome(NamedTuple):
-    """What came of a call: a value, or an error."""
+    """The result of a call: a value, or an error."""
 
     value: Any = None
     error: BaseException | None = None
 
 
 class Verdict(NamedTuple):
-    """What follows from an outcome."""
+    """The event that follows from an outcome."""
 
     event: Event
     #: The error to record, for `Event.FAIL` and `Event.RETRY`.
@@ -51,8 +53,8 @@ async def perform(run: Run, attempt: Attempt, threads: Threads) -> Outcome:
 
     Raises CancelledError only when the caller itself is cancelled.
     """
-    # A copy: one attempt does not see what another has set, and no two calls are in one context at
-    # a time.
+    # A copy, so that an attempt does not see the contextvars that another one set, and no two calls
+    # enter one context at the same time.
     context = run.context.copy()
     if attempt.kind is CallKind.COROUTINE:
         return await _on_loop(run, attempt, _outcome_of(run), context)
@@ -60,7 +62,7 @@ async def perform(run: Run, attempt: Attempt, threads: Threads) -> Outcome:
     if error is not None or not hasattr(type(value), "__await__"):
         return Outcome(value, error)
     if attempt.cancelled_by is not None or run.result.status is not TaskStatus.RUNNING:
-        # The timeout or the stop came while the thread was at work: the awaitable is not begun.
+        # The attempt timed out or the pool stopped during the call: the awaitable is not started.
         if type(value) is CoroutineType:
             value.close()
         return Outcome(error=asyncio.CancelledError())
@@ -75,7 +77,7 @@ async def _on_loop(run: Run, attempt: Attempt, call: Coroutine[Any, Any, Outcome
     try:
         return await task
     except asyncio.CancelledError as cancelled:
-        # The task was cancelled before its first step; or the worker that awaits it here is
+        # Either the task was cancelled before its first step, or the worker that awaits it was
         # cancelled.
         if not task.cancelled():
             raise
@@ -98,36 +100,34 @@ def _call(run: Run) -> Outcome:
         value = run.function(*run.args, **run.kwargs)
     except BaseException as error:  # noqa: BLE001 - every exception is an outcome, see above.
         return Outcome(error=error)
-    kind = type(value)  # Compared by identity: a value or its metaclass may fail when it is asked for anything.
+    kind = type(value)  # Compared by identity: isinstance() may run code of the value, which may raise.
     if kind is GeneratorType or kind is AsyncGeneratorType:
         return Outcome(error=TypeError(f"{run.result.name} returned a generator: nothing of it has run"))
     if kind is CoroutineType and run.result.status is not TaskStatus.RUNNING:
-        value.close()  # The pool has stopped or the attempt has timed out: nothing will await this coroutine.
+        value.close()  # The pool has stopped or the attempt has timed out: nothing will await the coroutine.
         return Outcome()
     return Outcome(value)
 
 
 def judge(run: Run, attempt: Attempt, outcome: Outcome, random: Callable[[], float]) -> Verdict:
-    """Return the event that follows from an outcome, with the error to record and the delay of a
-    retry.
-    """
+    """Return the event that follows from an outcome, the error to record, and the delay of a retry."""
     error, reason = outcome.error, attempt.cancelled_by
     was_cancelled = isinstance(error, asyncio.CancelledError)
-    # 1. The pool stops. A journal keeps the run for the next start, whatever its clean-up raised.
+    # 1. The pool stops. A stored run is kept for the next start, whatever its clean-up raised.
     if error is not None and reason is CancelReason.STOP and run.stored is not None:
         return Verdict(Event.REQUEUE, error)
     if was_cancelled and reason is CancelReason.STOP:
         return Verdict(Event.LOSE, error)
-    # 2. `Pool.cancel` was called, and the coroutine ended by that.
+    # 2. `Pool.cancel` was called, and the cancellation ended the coroutine.
     if was_cancelled and reason is CancelReason.REQUEST:
         return Verdict(Event.CANCEL, error)
-    # 3. The attempt timed out. A value that comes after the cancellation comes too late.
+    # 3. The attempt timed out. A value that is returned after the cancellation is discarded.
     if reason is CancelReason.TIMEOUT:
         error = timeout_error(run, error)
     if error is None:
         return Verdict(Event.SUCCEED)
-    # 4. It raised. A run that was told to end for good is not tried again, whatever its clean-up
-    # raised.
+    # 4. The call raised. A run that was cancelled by request or by the stop is not tried again,
+    # whatever its clean-up raised.
     retry = None if reason in (CancelReason.REQUEST, CancelReason.STOP) else run.options.retry
     delay = retry.delay(run.counted_attempts, error, random) if retry is not None else None
     if delay is None:
@@ -136,8 +136,8 @@ def judge(run: Run, attempt: Attempt, outcome: Outcome, random: Callable[[], flo
 
 
 def timeout_error(run: Run, cause: BaseException | None = None) -> TimeoutError:
-    """Return the error of a run over its timeout; ``cause`` is the exception whose traceback shows
-    where it was.
+    """Return the error of a run that timed out. The traceback of ``cause`` shows where the task was
+    interrupted.
     """
     error = TimeoutError(f"{run.result.name} took longer than its timeout of {run.options.timeout:g} s")
     error.__cause__ = cause

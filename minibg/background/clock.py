@@ -1,15 +1,16 @@
 """Time, in the three forms the queue needs.
 
-- *Wall-clock time* is for people and for the file: the times in a `TaskResult`. It may jump. It is
-  a float, seconds since 1970 in UTC; a `TaskResult` makes a datetime of it when it is read.
+- *Wall-clock time* is for people and for the journal: the times in a `TaskResult`. It may jump. It
+  is a float, seconds since 1970 in UTC; a `TaskResult` converts it to a datetime when the attribute
+  is read.
 - *Monotonic time* is for durations: delays, deadlines, ages. It never goes back.
 - *Timers* call a function later, on the event loop's thread.
 
 Nothing else in the folder asks the operating system for the time. A test passes a clock of its own
 and moves it by hand: an hour of backoff takes no time, and every run of the test is the same.
 
-Timers run in an empty context. A callback that is scheduled from inside a request would otherwise
-run in that request's contextvars, and keep them alive until it is due.
+Timers run in an empty context. Otherwise a callback that was scheduled by a request would run with
+that request's contextvars, and keep them alive until it is due.
 """
 
 import asyncio
@@ -22,10 +23,10 @@ from typing import Any, Protocol
 
 
 class Timer(Protocol):
-    """A call that is scheduled, as `Clock.call_later` returns it."""
+    """A scheduled call, as returned by `Clock.call_later`."""
 
     def cancel(self) -> None:
-        """Do not make the call. Without effect once it has been made."""
+        """Cancel the call. Has no effect after the call."""
 
 
 class Clock(Protocol):
@@ -35,7 +36,7 @@ class Clock(Protocol):
         """Return the wall-clock time in seconds since 1970, UTC."""
 
     def monotonic(self) -> float:
-        """Return seconds since a fixed moment; never goes back."""
+        """Return the seconds since a fixed moment. The value never decreases."""
 
     def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Call ``callback(*args)`` on the event loop's thread, ``seconds`` from now."""
@@ -55,11 +56,11 @@ class SystemClock:
 
 
 def seconds(option: str, value: Any, *, positive: bool = False) -> float:
-    """Return an option as a float of seconds. Raises ValueError for anything else, and names the
+    """Return the value of an option as a float of seconds. Raises a ValueError that names the
     option.
 
-    An int, a Decimal or a Fraction becomes a float here, where it is given: a timer that meets a
-    Decimal, or an int too large for a float, fails inside a worker.
+    An int, a Decimal or a Fraction is converted here, so that a bad value fails in the caller. A
+    timer with a Decimal, or with an int too large for a float, would fail inside a worker.
     """
     try:
         number = math.nan if isinstance(value, str | bytes | bool) else float(value)
@@ -72,8 +73,8 @@ def seconds(option: str, value: Any, *, positive: bool = False) -> float:
 
 
 def count(option: str, value: Any, *, least: int = 1) -> int:
-    """Return an option that counts something. Raises ValueError for anything but an int of at least
-    ``least``.
+    """Return the value of an option that is a number of things. Raises ValueError unless it is an
+    int of at least ``least``.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{option} is a whole number, {least} or more, not {reprlib.repr(value)}")

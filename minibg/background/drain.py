@@ -1,24 +1,23 @@
 """The stop of a pool, in three phases with deadlines, and its report.
 
-1. **Finish.** Accepted runs are finished, up to ``drain_timeout`` seconds. [drain.3] A run that is
-   due after that deadline is not waited for. [drain.4] Tasks may still add tasks.
+1. **Finish.** The pool runs accepted runs for up to ``drain_timeout`` seconds. [drain.3] A run that
+   is due after that deadline is not waited for. [drain.4] Tasks may still add other tasks.
 2. **Cancel.** Nothing is accepted any more and no attempt begins. Coroutines that still run are
-   cancelled *and awaited* [drain.5], up to `CLEANUP_SECONDS`, so their clean-up finds everything
-   open that they use.
-3. **Leave.** A run that is left is LOST, unless a journal has it: then it stays as it is, or is
-   requeued if it was in progress, and the next start runs it. Threads, and coroutines that swallow
-   their cancellation, are named and left behind. [drain.11]
+   cancelled *and awaited* [drain.5], for up to `CLEANUP_SECONDS`, while the resources of the
+   application are still open.
+3. **Leave.** A run that has not finished is LOST, unless a journal keeps it. A run in the journal
+   keeps its status, or is requeued if it was in progress, and runs after the next start. Threads,
+   and coroutines that swallow their cancellation, are named in the log and left behind. [drain.11]
 
-Each phase can be ended early by `hurry`, which a second signal calls. [drain.8] After the phases
-the pool closes what it has: its workers within 1 s (`worker.CANCEL_SECONDS`), the journal within
-`JOURNAL_SECONDS`. So a pool stops within ``drain_timeout + 5 + 1 + 5`` seconds, whatever a task
-does. [drain.10]
+`hurry` ends a phase early; a second signal calls it. [drain.8] After the phases the pool closes its
+workers within 1 s (`worker.CANCEL_SECONDS`), the journal within `JOURNAL_SECONDS`. So a pool stops
+within ``drain_timeout + 5 + 1 + 5`` seconds, whatever a task does. [drain.10]
 
-The report has one line for each run that did not finish, and a summary. [drain.7] It is a value:
-logged here, and returned to every caller of `Pool.stop`.
+The report has one line for each run that did not finish, and a summary. [drain.7] It is logged
+here, and returned to every caller of `Pool.stop`.
 
 Rejected: polling "is everything done?" ten times a second, and one timeout around the whole stop,
-which leaves no time for the clean-up of what it interrupts.
+which leaves the interrupted tasks no time for their clean-up.
 """
 
 import logging
@@ -38,10 +37,10 @@ from minibg.log import SafeLogger
 
 logger = SafeLogger("minibg.background")
 
-#: Seconds that cancelled coroutines have for their clean-up. There is no precedent; it is what a
-#: rollback needs.
+#: Seconds that cancelled coroutines have for their clean-up. There is no precedent; a rollback
+#: needs about that long.
 CLEANUP_SECONDS = 5.0
-#: Seconds that the journal has to write what is left and to give up its file.
+#: Seconds that the journal has to write its remaining entries and to unlock its file.
 JOURNAL_SECONDS = 5.0
 
 
@@ -72,13 +71,13 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class DrainReport:
-    """How a stop went."""
+    """The result of a stop."""
 
     #: The number of runs that ended during the stop.
     finished: int
-    #: The runs that did not.
+    #: The runs that did not end during the stop.
     unfinished: tuple[Unfinished, ...]
-    #: Seconds that it took.
+    #: Seconds that the stop took.
     seconds: float
 
     def __str__(self) -> str:
@@ -86,16 +85,16 @@ class DrainReport:
 
 
 class PhaseEnd(Enum):
-    """Why a phase ended before it was done."""
+    """Why a phase ended early."""
 
-    #: Its time is over.
+    #: Its deadline has passed.
     DEADLINE = auto()
     #: `hurry` was called.
     HURRIED = auto()
 
 
 class Drain:
-    """One stop. `run` goes through the phases, `report` tells what became of the runs."""
+    """One stop. `finish`, `cancel` and `leave` are its phases; `report` returns its result."""
 
     def __init__(
         self, ledger: Ledger, queue: Queue, workers: Workers, slots: Slots, clock: Clock, drain_timeout: float
@@ -108,8 +107,8 @@ class Drain:
         self._drain_timeout = drain_timeout
         self._began = clock.monotonic()
         self._finished_before = self._finished()
-        #: The runs that were not finished when they were looked at last, with their status then: at
-        #: the end of phase 1, unless the event loop ends before.
+        #: The unfinished runs and their statuses at the end of phase 1, or at its beginning if the
+        #: event loop ends before.
         self._left: dict[Run, TaskStatus] = {}
         #: Why the current phase ended early, if it did.
         self._phase_end: PhaseEnd | None = None
@@ -119,9 +118,7 @@ class Drain:
         self._end_phase(PhaseEnd.HURRIED)
 
     async def finish(self, *, has_workers: bool) -> None:
-        """Phase 1. Without workers, because the application never started, there is nothing to wait
-        for.
-        """
+        """Phase 1. It waits only if there are workers: without them the application never started."""
         self._queue.set_horizon(self._began + self._drain_timeout)
         self._left = self._unfinished()
         if has_workers:
@@ -150,7 +147,7 @@ class Drain:
                 self._ledger.note(run, Event.REQUEUE)
 
     def report(self) -> DrainReport:
-        """Return what became of the runs, and log it."""
+        """Return the report of the stop, and log it."""
         now = self._clock.time()
         unfinished = tuple(
             Unfinished(
@@ -179,7 +176,7 @@ class Drain:
         return self._ledger.ended() - self._ledger.by_status[TaskStatus.LOST]
 
     async def _wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait for a condition, until the deadline of the phase or `hurry`."""
+        """Wait until a condition is true, the phase reaches its deadline, or `hurry` is called."""
         self._phase_end = None
         timer = self._clock.call_later(seconds, self._end_phase, PhaseEnd.DEADLINE)
         try:

@@ -1,4 +1,4 @@
-"""The errors of the background path, and whose fault each of them is.
+"""The errors of the background path, and the cause of each.
 
 ======================  ==========================================================================
 `NotAccepted`           The load's. The work was refused as a whole and may be tried again later.
@@ -9,19 +9,21 @@
 `IllegalTransition`     minibg's own: an event that a run's status does not allow.
 ======================  ==========================================================================
 
-A task that the caller should never have added (a coroutine object, an argument that is not JSON) is
-a TypeError or ValueError, raised in ``add_task``. An error of the task itself is never raised: it
-is recorded in the `TaskResult`.
+``add_task`` raises TypeError or ValueError for a task that can never run (a coroutine object, an
+argument that is not JSON). An exception raised by the task itself is recorded in its `TaskResult`,
+and not raised to the caller.
 
-The framework turns `NotAccepted` into a 503 with ``Retry-After`` and knows none of the subclasses.
+The web framework answers `NotAccepted` with a 503 and ``Retry-After``. It knows none of the
+subclasses.
 """
 
-#: Seconds, the least that ``Retry-After`` can say: it has no fractions (RFC 9110 §10.2.3).
+#: Seconds. The shortest delay that ``Retry-After`` can express: it is a whole number (RFC 9110
+#: §10.2.3).
 SHORTEST_RETRY_AFTER = 1
 
 
 class NotAccepted(Exception):
-    """The work was refused, and none of it will run."""
+    """The tasks were refused, and none of them will run."""
 
     def __init__(self, message: str, *, retry_after: int = SHORTEST_RETRY_AFTER) -> None:
         super().__init__(message)
@@ -37,16 +39,16 @@ class QueueFull(NotAccepted):
         super().__init__(f"{slots}: the queue's limit is {limit}", retry_after=retry_after)
         #: The pool's ``queue_limit``.
         self.limit = limit
-        #: How many slots were asked for.
+        #: The number of slots that were requested.
         self.wanted = wanted
 
 
 class PoolStopped(NotAccepted):
-    """The pool accepts nothing any more: its process is about to end."""
+    """The pool accepts no more tasks: its process is about to end."""
 
 
 class JournalFailed(NotAccepted):
-    """The tasks could not be written to disk, so they were refused."""
+    """The tasks were refused because they could not be written to disk."""
 
 
 class JournalUnusable(Exception):

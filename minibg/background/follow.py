@@ -1,16 +1,17 @@
 """Following the ledger: every transition of every run, as an asynchronous iterator.
 
-    async for transition in pool.follow(): print(transition.at, transition.name, transition.before,
-    transition.after)
+    async for transition in pool.follow():
+        print(transition.at, transition.name, transition.before, transition.after)
 
 The rules of this file:
 
-- A follower pulls. The ledger puts each transition into the follower's buffer and goes on: no code
-  of a reader runs inside a transition, so no exception and no delay of a reader can reach a worker.
-  A framework of signals or hooks was rejected for that.
-- The buffer is bounded. A slow follower loses the oldest transitions, and the next one that it gets
-  says how many.
-- The ledger refers to its followers weakly: a follower that is not used any more is gone.
+- A follower pulls. The ledger puts each transition into the follower's buffer and goes on. The
+  reader's code never runs inside a transition, so its exceptions and delays cannot reach a worker.
+  Signals and hooks were rejected for this reason.
+- The buffer is bounded. A slow follower loses the oldest transitions. The next transition that it
+  gets has the number of lost ones in ``missed``.
+- The ledger holds weak references to its followers: a follower without a reader is
+  garbage-collected.
 - The iterator ends when the pool has stopped.
 """
 
@@ -21,7 +22,7 @@ from datetime import datetime
 
 from minibg.background.result import Event, TaskStatus
 
-#: Transitions that are kept for one follower: some seconds of a busy pool, and under 200 KiB.
+#: The number of transitions kept for one follower: some seconds of a busy pool, under 200 KiB.
 BUFFER = 1000
 
 
@@ -43,12 +44,12 @@ class Transition:
     after: TaskStatus
     #: The number of the attempt, 0 before the first.
     attempt: int
-    #: How many transitions this follower lost just before this one, because it was too slow.
+    #: The number of transitions that this slow follower lost just before this one.
     missed: int = 0
 
 
 class Follower:
-    """The transitions from now on. Made by `Pool.follow`; an asynchronous iterator for one reader."""
+    """An asynchronous iterator over future transitions, for one reader. Made by `Pool.follow`."""
 
     def __init__(self) -> None:
         self._buffer: deque[Transition] = deque()
@@ -70,8 +71,8 @@ class Follower:
         return replace(transition, missed=missed) if missed else transition
 
     def put_nowait(self, transition: Transition) -> None:
-        """Add a transition for the reader. The ledger calls it; the oldest one goes when the buffer
-        is full.
+        """Add a transition for the reader. Discards the oldest one when the buffer is full. Called
+        by the ledger.
         """
         if len(self._buffer) == BUFFER:
             self._buffer.popleft()
@@ -80,7 +81,7 @@ class Follower:
         self._wake()
 
     def close(self) -> None:
-        """End the iterator after the buffer. The ledger calls it when the pool has stopped."""
+        """End the iterator once the buffer is empty. The ledger calls it when the pool has stopped."""
         self._closed = True
         self._wake()
 

@@ -1,30 +1,30 @@
 """The hold: the tasks of one response, from ``add_task`` until the response has left.
 
-A handler knows it as `BackgroundTasks`. The name and ``add_task`` are FastAPI's. There, the object
-is a list that the request's own coroutine runs through. Here it is a *hold*: it collects runs that
-have a slot of the queue and may not start yet. A response has one hold; its handler and its
-dependencies share it. [adding.1]
+A handler knows it as `BackgroundTasks`. The name and ``add_task`` are FastAPI's. FastAPI's object
+is a list of tasks that run inside the request's own coroutine. minibg's is a *hold*: it collects
+runs that have a slot of the queue and may not start yet. A response has one hold; its handler and
+its dependencies share it. [adding.1]
 
-`after_response.py` ends the hold, by one of three verbs:
+`after_response.py` calls three methods of the hold:
 
 - ``commit`` before the response head leaves: the runs are accepted, with a journal on disk.
-- ``release`` after the response has left: they go to the workers, as one batch, in the order they
-  were added.
-- ``drop`` when no response was produced: they never run, but for those that were added with
+- ``release`` after the response has left: the runs go to the workers as one batch, in the order
+  they were added.
+- ``drop`` when no response was produced: the runs never start, except for runs that were added with
   ``using(always=True)``.
 
 A task takes its slot in ``add_task``, so `QueueFull` is raised in the handler, where it can be
 caught and answered. [bounded.2] Unless the handler catches it, the tasks of one response are all
-accepted or none. [bounded.3] A handler that prefers to wait says so first: ``await
+accepted or none. [bounded.3] A handler that prefers to wait reserves slots first: ``await
 background_tasks.reserve(3, timeout=5.0)`` waits until three slots are free for this hold. The next
-three ``add_task`` use them, and the commit frees those that were not used.
+three calls of ``add_task`` use them, and the commit frees the unused ones.
 
-A hold that was dropped can be added to again: the handler of an exception may need a task of its
-own. After the release ``add_task`` starts its task at once, as a batch of its own, like
-`Pool.enqueue`: a task that still has the hold of its request can use it.
+A dropped hold accepts tasks again, because an exception handler may need a task of its own. After
+the release ``add_task`` starts its task at once, as a batch of its own, like `Pool.enqueue`. So a
+task can still use the hold of its request.
 
-Rejected: collecting plain function calls and taking slots at the end. It is simpler, and finds out
-that the queue is full when the handler has done its work and can no longer answer.
+Rejected: collecting plain function calls and taking slots at the end. It is simpler, but a full
+queue would be noticed only after the handler has returned, when it can no longer answer.
 """
 
 from collections.abc import Callable, Coroutine
@@ -43,26 +43,24 @@ T = TypeVar("T")
 
 
 class BackgroundTasks:
-    """Tasks that run when the response has left. One per request; handlers and dependencies share
-    it.
-    """
+    """The tasks of one response, which run after it has left. Handlers and dependencies share it."""
 
     __slots__ = ("_committed", "_is_released", "_origin", "_reserved", "_runs", "pool")
 
     def __init__(self, pool: Pool, origin: str = "") -> None:
-        #: The pool that runs them.
+        #: The pool that runs the tasks.
         self.pool = pool
         self._origin = origin
-        #: The runs in the order they were added, and whether this hold keeps them when it is
-        #: dropped.
+        #: The runs in the order they were added. The value is True for a run that is kept at a
+        #: drop.
         self._runs: dict[Run, bool] = {}
         self._committed: set[Run] = set()
-        #: Slots that are reserved and not used yet.
+        #: The number of slots that are reserved and not used yet.
         self._reserved = 0
         self._is_released = False
 
     def __len__(self) -> int:
-        """Return how many tasks it holds."""
+        """Return the number of tasks in this hold."""
         return len(self._runs)
 
     @overload
@@ -75,7 +73,8 @@ class BackgroundTasks:
         """Run ``func(*args, **kwargs)`` when the response has left. May be called from any thread.
 
         ``func`` is a function, a coroutine function, a `Task`, a partial, or another callable.
-        Raises TypeError for what cannot be run, QueueFull when no slot is free, PoolStopped.
+        Raises TypeError for a callable that cannot be run as a task, QueueFull when no slot is
+        free, PoolStopped.
         """
         run = self.pool.prepare(func, args, kwargs, self._origin)
         return self.pool.on_loop(self._add, run).result
@@ -86,7 +85,7 @@ class BackgroundTasks:
             self._reserved -= 1
         if self._is_released:
             self.pool.admission.release([added])
-        elif added in self._runs:  # Added before with the same key: one hold counts once.
+        elif added in self._runs:  # This hold has the run already, by its key, and counts as one holder.
             added.holders -= 1
             self._runs[added] |= run.options.always
         else:
@@ -94,33 +93,30 @@ class BackgroundTasks:
         return added
 
     async def reserve(self, n: int = 1, timeout: float | None = None) -> None:
-        """Wait until ``n`` slots are free for this hold, all of them together, at most ``timeout``
-        seconds.
+        """Wait at most ``timeout`` seconds until ``n`` slots are free together, and reserve them.
 
         Callers are served first come, first served. The next ``n`` calls of ``add_task`` use these
-        slots; those that are not used are freed when the response head leaves. Raises QueueFull
-        after the timeout [bounded.6], and at once when ``n`` is larger than the pool's
-        ``queue_limit``; PoolStopped; ValueError for a number that makes no sense.
+        slots; unused slots are freed when the response head leaves. Raises QueueFull after the
+        timeout [bounded.6], and at once when ``n`` is larger than the pool's ``queue_limit``;
+        PoolStopped; ValueError for an invalid ``n`` or ``timeout``.
         """
         timeout = None if timeout is None else seconds("timeout=", timeout)
         self.pool.check_loop()
         await self.pool.admission.slots.reserve(count("n=", n), timeout)
         self._reserved += n
-        if self._is_released:  # The response has left while a task of it waited here.
+        if self._is_released:  # The response has left while one of its tasks waited here.
             self._free_reserved()
 
     async def commit(self) -> None:
-        """Accept the runs that are held so far, for good. Raises NotAccepted; then none of them is
-        accepted.
-        """
+        """Accept the runs that are held so far, all or none. Raises NotAccepted."""
         self._free_reserved()
-        while not self._committed.issuperset(self._runs):  # More may come while it waits.
-            runs = list(self._runs)  # All of them: in the journal they are one batch.
+        while not self._committed.issuperset(self._runs):  # Runs may be added during the await.
+            runs = list(self._runs)  # Including committed ones: the journal keeps them as one batch.
             await self.pool.admission.commit(runs)
             self._committed.update(runs)
 
     def release(self) -> None:
-        """Hand the runs to the workers: the response has left."""
+        """Hand the runs to the workers, after the response has left."""
         self._is_released = True
         self._free_reserved()
         runs = list(self._runs)
@@ -129,12 +125,12 @@ class BackgroundTasks:
             self.pool.admission.release(runs)
 
     def drop(self, reason: str = "its response was not produced") -> None:
-        """Drop the runs, but for those that run always. ``reason`` is for the log."""
+        """Drop the runs, except for runs with ``always=True``. ``reason`` is for the log."""
         self._free_reserved()
         self._drop([run for run, always in self._runs.items() if not always], reason)
 
     def drop_uncommitted(self, reason: str = "it was added too late to be accepted") -> None:
-        """Drop the runs that were added too late to be accepted. The accepted ones stay."""
+        """Drop the runs that are not committed, because they were added too late."""
         self._drop([run for run in self._runs if run not in self._committed], reason)
 
     def _drop(self, runs: list[Run], reason: str) -> None:
