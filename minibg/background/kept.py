@@ -1,15 +1,15 @@
-"""What a journal does for the queue: the seam between the path in memory and the file on disk.
+"""The interface of a journal: the seam between the queue in memory and the file on disk.
 
-The path is the same with and without a journal. It asks at three moments and tells at all others:
+The code of the queue is the same with and without a journal. It calls the journal at these moments:
 
-- ``check_storable`` in ``add_task``: can this call be written down?
+- ``check_storable`` in ``add_task``: can this call be stored?
 - ``commit`` before the response head leaves: are the runs on disk?
 - ``claim`` before an attempt: is the attempt counted on disk?
-- ``record`` after every transition: written some time later, and nothing waits for it.
+- ``record`` after every transition: it is written later, and no code of the queue waits for it.
 
-`InMemory` answers for a pool without a journal: every call can be kept as long as the process
-lives. `journal/` answers with an SQLite file. Both have the same methods, so no line of the path
-asks which of them is there.
+`InMemory` is the journal of a pool without a file: every call can be kept until the process ends.
+`journal/` keeps the runs in an SQLite file. Both have the same methods, so the queue never asks
+which one it has.
 """
 
 import asyncio
@@ -29,20 +29,20 @@ class Journal(Protocol):
         """
 
     def check_storable(self, run: Run) -> None:
-        """Prepare a run to be kept: sets ``run.stored``. Raises TypeError for a call that cannot
-        be. From any thread.
+        """Set ``run.stored`` for a run to be kept. Raises TypeError for a call that cannot be
+        stored. From any thread.
         """
 
     async def commit(self, runs: Sequence[Run]) -> None:
         """Write runs to disk, all or none. Raises JournalFailed."""
 
     async def claim(self, run: Run) -> bool:
-        """Count an attempt before it begins; return whether it may begin. Raises JournalFailed: not
-        now.
+        """Count an attempt before it begins; return whether it may begin. Raises JournalFailed when
+        the attempt cannot be counted now.
         """
 
     def record(self, run: Run, event: Event) -> None:
-        """Write a transition of a stored run, some time later."""
+        """Queue a transition of a stored run to be written later."""
 
     def get(self, id: str) -> TaskResult[Any] | None:
         """Return a record that is not in memory any more. Raises JournalFailed when the file cannot
@@ -53,16 +53,17 @@ class Journal(Protocol):
         """Wait for a request of ``minibg tasks``."""
 
     def answer(self, request: Request, refusal: str | None = None) -> None:
-        """Answer a request: None means that it is done, a sentence why it is not."""
+        """Answer a request: ``refusal`` is the reason why it was refused; None means that it is
+        done.
+        """
 
     async def revive(self, id: str) -> Run:
-        """Wait until what has happened is written, and return a FAILED run as a new run, HELD and
-        without attempts. Raises LookupError with a sentence.
+        """Wait until earlier transitions are written, and return a FAILED run as a new run, HELD
+        and without attempts. Raises LookupError with the reason in a sentence.
         """
 
     async def close(self, timeout: float, *, keep_lock: bool = False) -> None:
-        """Write what is left, for at most ``timeout`` seconds, and let another process own the
-        file.
+        """Write the remaining transitions for at most ``timeout`` seconds, and unlock the file.
 
         ``keep_lock``: an attempt at a stored run is still in progress, so no other process may own
         the file before this one ends.
@@ -70,9 +71,7 @@ class Journal(Protocol):
 
 
 class InMemory:
-    """The journal of a pool without one: accepting needs no disk, and the tasks end with the
-    process.
-    """
+    """The journal of a pool without a file: the tasks are in memory and end with the process."""
 
     async def open(self) -> Sequence[list[Run]]:
         return ()

@@ -1,9 +1,9 @@
 """The ledger: every run of a pool, its record, and the counts; the only writer of a status.
 
 Every change of a status goes through `Ledger.note`. It looks the event up in `TRANSITIONS`, writes
-the record and the counts, and then passes the transition on: to the journal on disk, to the log, to
-the followers, to callers that wait for a condition. None of these is written anywhere else, so none
-of them can differ from what the workers did.
+the record and the counts, and then passes the transition on to the journal on disk, the log, the
+followers, and the callers that wait for a condition. All of them get their transitions here, so
+they agree with each other and with the workers.
 
 Guarantees:
 
@@ -11,17 +11,17 @@ Guarantees:
   [statistics.2]
 - At most one unfinished run of a task has a given key.
 - Memory is bounded. Unfinished runs are bounded by the queue's slots and the number of workers.
-  Records of finished runs are kept by count and forgotten in the order they ended [status.1]; they
-  are also kept by age. [status.2] A dictionary of job states, which most tutorials teach, grows for
-  ever.
+  Records of finished runs are limited in number and forgotten in the order they ended [status.1];
+  they are also limited in age. [status.2] A plain dictionary of job states, as in most tutorials,
+  grows without bound.
 - `get` returns None for an id that is unknown. [status.3]
 - Logging and followers never disturb a transition: see `minibg.log` and `follow.py`.
 
-**The log.** A run leaves one line at its end: INFO when it was successful or cancelled, ERROR with
-the traceback when it failed; and a WARNING with the traceback for each attempt that is followed by
-another. The other transitions are DEBUG, DROP among them: the hold has one WARNING for all runs
-that it drops together. A line is logged in the context of its run, so a filter that reads a request
-id from a context variable finds it.
+**The log.** The end of a run is one line: INFO when the run was successful or cancelled, ERROR with
+the traceback when it failed. Each attempt that is followed by a retry is a WARNING with the
+traceback. The other transitions are DEBUG. DROP is one of them, because the hold logs one WARNING
+for all runs that it drops together. A line is logged in the context of its run, so a filter that
+reads a request id from a context variable finds it.
 
 All methods are for the event loop's thread.
 """
@@ -44,7 +44,7 @@ from minibg.log import SafeLogger
 
 logger = SafeLogger("minibg.background")
 
-#: The level of a transition's line in the log, where it is not DEBUG.
+#: The log level of each event that is not logged at DEBUG.
 LEVELS = {
     Event.SUCCEED: logging.INFO,
     Event.CANCEL: logging.INFO,
@@ -54,12 +54,12 @@ LEVELS = {
 
 
 class Ledger:
-    """The unfinished runs, the records of those that finished lately, and the counts of all."""
+    """The unfinished runs, the records of recently finished runs, and the counts of all runs."""
 
     def __init__(self, clock: Clock, keep_finished: int, keep_for: float, journal: Journal) -> None:
         #: The runs without a final status, by id.
         self.unfinished: dict[str, Run] = {}
-        #: How many runs are in each status, or ended in it.
+        #: The number of runs in each status, including runs that ended in it.
         self.by_status: dict[TaskStatus, int] = dict.fromkeys(TaskStatus, 0)
         self._clock = clock
         self._keep_finished = keep_finished
@@ -70,7 +70,7 @@ class Ledger:
         #: The unfinished runs with a key, by task name, key, and whether the journal keeps them.
         self._keys: dict[tuple[str, str | None, bool], Run] = {}
         self._followers: WeakSet[Follower] = WeakSet()
-        #: Whether there ever was a follower. To ask the set costs more than the rest of a
+        #: Whether there ever was a follower. Reading the set costs more than the rest of a
         #: transition without followers.
         self._is_followed = False
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
@@ -79,7 +79,7 @@ class Ledger:
     # --- writing ---
 
     def add(self, run: Run) -> None:
-        """Enter a run: HELD."""
+        """Enter a run as HELD."""
         result = run.result
         self.unfinished[result.id] = run
         self.by_status[result.status] += 1
@@ -90,9 +90,9 @@ class Ledger:
     def note(self, run: Run, event: Event, *, error: BaseException | None = None, value: object = None) -> None:
         """Change the status of a run by an event; the only function that does. [status.4]
 
-        ``error`` is the exception of a failed attempt, ``value`` what a successful one returned.
-        Raises IllegalTransition when the run's status does not allow the event; then nothing has
-        changed.
+        ``error`` is the exception of a failed attempt, ``value`` the return value of a successful
+        one. Raises IllegalTransition, and changes nothing, when the run's status does not allow the
+        event.
         """
         result = run.result
         before = result.status
@@ -163,25 +163,27 @@ class Ledger:
         return self._keys.get(_key_of(run)) if run.options.key is not None else None
 
     def free_key(self, run: Run) -> None:
-        """Let the next run with this key be a new one: this one has ended, or was told to."""
+        """Free the key of a run that has ended or is being cancelled, so that another run can have
+        it.
+        """
         if run.options.key is not None and self._keys.get(_key_of(run)) is run:
             del self._keys[_key_of(run)]
 
     # --- reading ---
 
     def get(self, id: str) -> TaskResult[Any] | None:
-        """Return the record of a run; None for one that is unknown, or that finished too long ago."""
+        """Return the record of a run; None when the id is unknown or the record was forgotten."""
         if id in self.unfinished:
             return self.unfinished[id].result
         self._forget_the_oldest(self._clock.time())
         return self._finished.get(id) or self._journal.get(id)
 
     def forget(self, id: str) -> None:
-        """Forget the record of a finished run: it begins anew."""
+        """Forget the record of a finished run that is about to be retried."""
         self._finished.pop(id, None)
 
     def ended(self) -> int:
-        """Return how many runs have reached a final status."""
+        """Return the number of runs that have reached a final status."""
         return sum(number for status, number in self.by_status.items() if status.is_final)
 
     def follow(self) -> Follower:
@@ -205,15 +207,13 @@ class Ledger:
             self._conditions.remove(waiting)
 
     def recheck(self) -> None:
-        """Evaluate the conditions that are waited for: something else than a transition may have
-        made one true.
-        """
+        """Evaluate the conditions of the waiting callers, after a change that is not a transition."""
         for condition, future in self._conditions:
             if not future.done() and condition():
                 future.set_result(None)
 
     def close(self) -> None:
-        """End the followers and every `TaskResult.wait`: nothing more happens in this process."""
+        """End the followers and every `TaskResult.wait`. No transition follows in this process."""
         self._closed = True
         for follower in self._followers:
             follower.close()
@@ -227,7 +227,7 @@ def _key_of(run: Run) -> tuple[str, str | None, bool]:
 
 
 def _story(run: Run, event: Event) -> str:
-    """Tell a transition in the words of the log."""
+    """Return the description of a transition for the log."""
     result = run.result
     attempt = f"attempt {result.attempts}"
     if event is Event.RETRY:
@@ -241,9 +241,8 @@ def _story(run: Run, event: Event) -> str:
 
 
 def log(run: Run, level: int, message: str, event: Event | None = None, error: BaseException | None = None) -> None:
-    """Log a line about a run, in a copy of the run's context.
-
-    The record has the attributes task, id, origin and attempt, and event when it tells a transition.
+    """Log a line about a run, in a copy of the run's context. The record has the attributes task,
+    id, origin and attempt, and, for a transition, event.
     """
     result = run.result
     fields: dict[str, object] = {"task": result.name, "id": result.id, "origin": result.origin}

@@ -1,17 +1,17 @@
-"""Tasks that run every so many seconds.
+"""Tasks that run at a fixed interval.
 
-A schedule is a series of moments, ``start + n * seconds``, in monotonic time. At each of them the
-task is enqueued like any other: it takes a slot, is queued, may be retried, and is noted in the
-ledger.
+A schedule is a series of moments, ``start + n * seconds``, in monotonic time. At each moment the
+task is enqueued like any other: its run takes a slot, is queued, may be retried, and is recorded in
+the ledger.
 
 The rules:
 
-- Runs do not overlap. If the run of the last moment has not ended, this moment is missed.
-- The next moment is computed from the schedule, not from the end of the run: a task of 3 s every 60
-  s stays on the minute.
-- A missed moment is skipped and counted, and not made up for. Reasons to miss one are a run that is
-  still unfinished, a full queue, and an event loop or machine that slept over several moments. For
-  the same reason a journal on disk does not keep these runs.
+- Runs do not overlap. A moment is missed while the previous run is unfinished.
+- The next moment is computed from the schedule, not from the end of the run: a task that takes 3 s
+  and runs every 60 s stays on the minute.
+- A missed moment is counted, and not made up for. The causes are an unfinished run, a full queue,
+  and an event loop or machine that slept over several moments. A journal on disk does not keep
+  these runs, because a missed one is not made up for.
 
 Cron expressions are not here: a library's trigger (APScheduler has one) computes the next moment,
 and ``run_at`` takes it.
@@ -32,13 +32,14 @@ logger = SafeLogger("minibg.background")
 class Periodic:
     """One task on a schedule. Made by `Pool.every`; ends when it is cancelled or the pool stops.
 
-    Raises ValueError unless ``seconds`` is a number above zero, TypeError for what cannot be run.
+    Raises ValueError unless ``seconds`` is a number above zero, TypeError for a callable that
+    cannot be run as a task.
     """
 
     def __init__(
         self, enqueue: Callable[[Any], TaskResult[Any]], func: Callable[[], Any], seconds: float, clock: Clock
     ) -> None:
-        #: How many moments were skipped.
+        #: The number of missed moments.
         self.missed = 0
         #: The newest run.
         self.result: TaskResult[Any] | None = None

@@ -4,26 +4,27 @@ A batch is the unit of the queue: the runs of one response. Batches leave the qu
 out, in the order of their release. [order.1] Different batches go to different workers.
 
 **Two lanes.** A batch whose first run has ``priority="high"`` is taken before all others. Two lanes
-are two ordered dictionaries and one ``or``; priorities from 0 to 9 would need a heap, and no user
-can tell what a 6 means. The cost: as long as high batches keep coming, normal ones wait.
-``statistics().oldest_ready`` shows it.
+need two ordered dictionaries and one ``or``. Priorities from 0 to 9 would need a heap, and the
+meaning of a 6 is unclear to users. The cost is that normal batches wait as long as high batches
+keep coming; ``statistics().oldest_ready`` shows how long.
 
 **Deferred batches.** A batch whose first run is due later costs a timer (some hundred bytes) and no
 worker. When the timer fires, the queue notes that the run is due and appends the batch to its lane.
 A time of day (``run_at``) is compared with the wall clock again, at least once a minute, because
 that clock may be set while the run waits.
 
-**The horizon.** A drain does not wait for a run that is due after its deadline. It sets the
-horizon; from then on the queue sets such batches aside: their runs are counted in ``set_aside``,
-their timers are gone, and the journal, if there is one, keeps them for the next start.
+**The horizon.** A drain does not wait for a run that is due after its deadline. It sets the horizon
+to that deadline, and the queue sets later batches aside: their runs are in ``set_aside``, their
+timers are cancelled, and the journal, if there is one, keeps the runs for the next start.
 
 **Cancelled runs leave.** A run that is cancelled while it is queued or deferred is taken out of its
-batch, and an empty batch out of the queue, at once: memory is bounded by the runs that exist, and
-not by those that were added. An `OrderedDict` does that in constant time at both ends.
+batch, and an empty batch out of the queue, at once: memory is bounded by the number of unfinished
+runs, and not by the number that was added. An `OrderedDict` removes a batch in constant time, at
+its ends and in between.
 
 `put` never waits, because a run has had its slot since it was added. `get` hands batches to idle
-workers through futures: two lanes at 0.7 of what an `asyncio.Queue` costs (measured). All methods
-are for the event loop's thread.
+workers through futures. Two lanes of this kind cost 0.7 of one `asyncio.Queue` (measured). All
+methods are for the event loop's thread.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ from minibg.background.ledger import Ledger
 from minibg.background.result import Event, TaskStatus
 from minibg.background.run import Batch, Run
 
-#: Seconds after which a run with ``run_at`` is compared with the wall clock again.
+#: Seconds between two comparisons of a ``run_at`` with the wall clock.
 WALL_CLOCK_CHECK_SECONDS = 60.0
 
 
@@ -64,14 +65,14 @@ class Queue:
         self._wake_worker()
 
     async def get(self) -> Batch:
-        """Take the next batch; wait for one."""
+        """Take the next batch; wait until there is one."""
         while not (lane := self._high or self._normal):
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle_workers.append(idle)
             try:
                 await idle
             except asyncio.CancelledError:
-                if not idle.cancelled():  # It was woken for a batch, which another worker has to take.
+                if not idle.cancelled():  # It was woken for a batch, and another worker has to take that batch.
                     self._wake_worker()
                 raise
         batch, _ = lane.popitem(last=False)
@@ -90,8 +91,8 @@ class Queue:
             self._idle_workers.popleft().cancel()
 
     def oldest(self) -> float | None:
-        """Return when the oldest queued batch was queued, in monotonic seconds; None when the queue
-        is empty.
+        """Return the time at which the oldest batch was queued, in monotonic seconds; None for an
+        empty queue.
         """
         heads = [next(iter(lane)).queued_at for lane in (self._high, self._normal) if lane]
         return min(heads, default=None)
@@ -99,7 +100,7 @@ class Queue:
     # --- batches that are due later ---
 
     def defer(self, batch: Batch, seconds: float) -> None:
-        """Queue a batch ``seconds`` from now, or set it aside when that is beyond the horizon."""
+        """Queue a batch ``seconds`` from now, or set it aside when it is due after the horizon."""
         batch.due_at = self._clock.monotonic() + seconds
         if batch.due_at > self._horizon:
             self._set_aside(batch)
@@ -122,7 +123,7 @@ class Queue:
         self.put(batch)
 
     def set_horizon(self, moment: float) -> None:
-        """Set the batches aside that are due after this moment (monotonic), now and from now on."""
+        """Set aside deferred batches, present and future, that are due after this monotonic moment."""
         self._horizon = moment
         for batch in [batch for batch in self.deferred if batch.due_at > moment]:
             self._set_aside(batch)
@@ -130,7 +131,7 @@ class Queue:
     def _set_aside(self, batch: Batch) -> None:
         self._stop_timer(batch)
         self.set_aside.update(batch.runs)
-        self._ledger.recheck()  # These runs may be all that the drain waited for.
+        self._ledger.recheck()  # The drain may have waited for these runs only.
 
     def _stop_timer(self, batch: Batch) -> None:
         self.deferred.discard(batch)
@@ -141,9 +142,7 @@ class Queue:
     # --- runs that are cancelled ---
 
     def remove(self, run: Run) -> None:
-        """Take a run that is cancelled out of its batch. Siblings that waited for it alone are
-        queued.
-        """
+        """Remove a cancelled run from its batch. Siblings that waited only for this run are queued."""
         batch = run.batch
         if batch is None:  # It is HELD: its hold skips it at the release.
             return

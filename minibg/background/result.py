@@ -1,25 +1,26 @@
-"""One run of a task: the statuses it passes through, and the record it leaves.
+"""The statuses of a run, and its record.
 
 A run is a finite state machine, and the machine is the literal table below:
-``TRANSITIONS[status][event]`` is the next status. An event that the table does not have for a
-status is an `IllegalTransition`, raised by `ledger.py`, which is the only file that changes a
-status. The diagram in the README is drawn from this table, and a test compares the two.
+``TRANSITIONS[status][event]`` is the next status. An event without an entry in its row is an
+`IllegalTransition`, raised by `ledger.py`, the only file that changes a status. The diagram in the
+README is drawn from this table, and a test compares the two.
 
 Most runs take the first event of each row::
 
     (add) -> HELD -> READY -> RUNNING -> SUCCESSFUL
 
 A run is HELD until its response has left, READY while it is queued, RUNNING while a worker has it.
-READY, RUNNING, SUCCESSFUL and FAILED are Django's words (`django.tasks`) and mean the same. The
-others name what Django has no word for. Celery calls most of them PENDING, which is also its answer
-for an id that it does not know; here the answer for an unknown id is None.
+READY, RUNNING, SUCCESSFUL and FAILED are Django's words (`django.tasks`) and mean the same. Django
+has no words for the other statuses. Celery calls most of them PENDING, and also reports PENDING for
+an unknown id; minibg returns None for an unknown id.
 
-Two statuses are easily confused. DROPPED: the response was never produced, so the run was never
-accepted. LOST: the run was accepted, the process stopped before it ended, and no journal keeps it.
+Two statuses are easily confused. A DROPPED run was never accepted, because its response was never
+produced. A LOST run was accepted, but the process stopped before the run ended, and no journal
+keeps it.
 
-A `TaskResult` is live: the ledger writes it, and every holder of it sees the change. It refers to
-no exception, frame or argument, only to text, so ten thousand of them are cheap. ``return_value``
-is the exception: a task that returns 100 MB keeps them in memory as long as its record is kept.
+A `TaskResult` is live: every reference to it sees the changes that the ledger makes. It holds text
+instead of exceptions, frames and arguments, so ten thousand records are cheap. Only
+``return_value`` can be large: 100 MB that a task returns stay in memory as long as its record.
 """
 
 import asyncio
@@ -33,18 +34,18 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Errors that are kept of one run, the newest. A task that is tried a thousand times must not keep
+#: The number of errors kept for one run, the newest. A task with a thousand attempts must not keep
 #: a thousand tracebacks; twenty show the pattern.
 ERRORS_KEPT = 20
-#: Characters that are kept of an exception's message. A driver's error may contain the whole
-#: statement.
+#: The number of characters kept of an exception's message. A database driver's error may contain
+#: the whole statement.
 MESSAGE_KEPT = 2_000
-#: Characters that are kept of a traceback, its end. Deep recursion makes long ones.
+#: The number of characters kept of a traceback, from its end. Deep recursion makes long tracebacks.
 TRACEBACK_KEPT = 20_000
 
 
 class TaskStatus(StrEnum):
-    """Where a run is."""
+    """The status of a run."""
 
     #: Its response has not left yet.
     HELD = "HELD"
@@ -74,7 +75,7 @@ class TaskStatus(StrEnum):
 class Event(StrEnum):
     """An event that changes the status of a run."""
 
-    #: It is added: the way in, to HELD. There is no row for it below, because there is no status
+    #: It is added, as HELD. The table below has no row for this event, because there is no status
     #: before it.
     ADD = "add"
     #: Its response has left.
@@ -95,9 +96,9 @@ class Event(StrEnum):
     RETRY = "retry"
     #: It is cancelled on request.
     CANCEL = "cancel"
-    #: The process stops, and no journal keeps it.
+    #: The process stops, and no journal keeps the run.
     LOSE = "lose"
-    #: The process stops in the middle of an attempt, and a journal keeps it for the next start.
+    #: The process stops during an attempt, and a journal keeps the run for the next start.
     REQUEUE = "requeue"
 
 
@@ -146,8 +147,8 @@ class TaskError:
 
     @classmethod
     def of(cls, error: BaseException, attempt: int, at: float) -> "TaskError":
-        """Describe an exception. Never raises: an exception's own methods may be faulty, and then
-        it has less text.
+        """Describe an exception. Never raises: if the exception's own methods raise, the text is
+        shorter.
         """
         kind, message, trace = object.__repr__(error), "", ""
         with suppress(Exception):
@@ -162,20 +163,20 @@ class TaskError:
 class TaskResult(Generic[T]):
     """The record of one run.
 
-    Its times are aware datetimes in UTC, None while they have not come; ``added``, ``released``,
-    ``started`` and ``finished`` are the same in seconds since 1970. ``await result`` waits for the
-    end of the run and returns this record.
+    ``added_at``, ``released_at``, ``started_at`` and ``finished_at`` are aware datetimes in UTC, or
+    None before the event; ``added``, ``released``, ``started`` and ``finished`` are the same times
+    in seconds since 1970. ``await result`` waits for the end of the run and returns this record.
     """
 
-    #: 32 hexadecimal digits, the last 20 random: ids sort by time, and one does not lead to
-    #: another.
+    #: 32 hexadecimal digits, of which the last 20 are random: ids sort by time, and cannot be
+    #: guessed.
     id: str
     #: The task's name: ``@task(name=)``, else module and name of the function.
     name: str
     #: The request that added it, ``"POST /register"``; empty without a request.
     origin: str
     added: float
-    #: Where it is now.
+    #: Its status now.
     status: TaskStatus = TaskStatus.HELD
     #: The number of attempts that have begun.
     attempts: int = 0
@@ -184,11 +185,11 @@ class TaskResult(Generic[T]):
     finished: float | None = None
     #: The errors of its attempts: the newest twenty, oldest first.
     errors: tuple[TaskError, ...] = ()
-    #: What the task returned, once the run is SUCCESSFUL.
+    #: The return value of the task, once the run is SUCCESSFUL.
     return_value: T | None = None
     #: Whether a journal on disk keeps it, so that it outlives the process.
     durable: bool = False
-    #: The calls of `wait`; None once nothing more happens to the run in this process.
+    #: The waiting calls of `wait`; None once no further transition follows in this process.
     _waiters: list[asyncio.Future[None]] | None = field(default_factory=list, repr=False)
 
     @property
@@ -220,8 +221,8 @@ class TaskResult(Generic[T]):
         """Wait until the run has reached a final status, at most ``timeout`` seconds. Returns this
         record.
 
-        Raises TimeoutError; the run goes on. When its pool stops first and a journal keeps the run
-        for the next start, the record is returned as it is then, not finished.
+        Raises TimeoutError after the timeout; the run goes on. When the pool stops first and a
+        journal keeps the run for the next start, the unfinished record is returned.
         """
         if self._waiters is not None and not self.is_finished:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -230,7 +231,7 @@ class TaskResult(Generic[T]):
                 async with asyncio.timeout(timeout):
                     await waiter
             finally:
-                if self._waiters is not None:  # A caller that asks again every second leaves nothing behind.
+                if self._waiters is not None:  # So repeated calls with a timeout leave nothing behind.
                     self._waiters.remove(waiter)
         return self
 
@@ -238,8 +239,8 @@ class TaskResult(Generic[T]):
         return self.wait().__await__()
 
     def _settle(self) -> None:
-        """Wake every `wait`, also those to come: the ledger calls it, once, when nothing more
-        happens to the run.
+        """Wake all waiting calls of `wait`; later calls return at once. The ledger calls it once,
+        after the last transition.
         """
         waiters, self._waiters = self._waiters or (), None
         for waiter in waiters:
@@ -252,11 +253,11 @@ def _datetime(seconds: float | None) -> datetime | None:
 
 
 class CancelOutcome(Enum):
-    """What `Pool.cancel` could do."""
+    """The outcome of `Pool.cancel`."""
 
     #: The run was held, ready or waiting, and never starts.
     CANCELLED = "cancelled"
-    #: Its coroutine was cancelled, and ends at its next await unless it swallows that.
+    #: Its coroutine was cancelled, and ends at its next await unless it swallows the cancellation.
     REQUESTED = "requested"
     #: It runs in a thread, which cannot be stopped. Nothing was done.
     RUNNING_IN_THREAD = "running in a thread"
@@ -268,18 +269,19 @@ class CancelOutcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A pool at one moment."""
+    """The counts of a pool at one moment."""
 
-    #: How many runs are in each status, or have ended in it since the start.
+    #: The number of runs in each status, including runs that ended in it since the start.
     by_status: dict[TaskStatus, int]
     #: Age of the oldest queued batch in seconds; None when the queue is empty.
     oldest_ready: float | None
     #: The number of workers.
     workers: int
-    #: Slots that runs have, or that holds have reserved, and how many there are.
+    #: The number of slots that are taken by runs or reserved by holds, and the number of all slots.
     slots_taken: int
     queue_limit: int
-    #: Threads that are over their run's timeout and have not returned: each keeps a worker.
+    #: The number of threads that have not returned after their run's timeout. Each occupies a
+    #: worker.
     overrunning_threads: int
 
     @property

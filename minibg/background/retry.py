@@ -1,24 +1,25 @@
-"""Whether a failed attempt is followed by another, and when.
+"""The decision whether a failed attempt is followed by another, and when.
 
-The file is one decision, and it is pure: attempt number and exception in, seconds or None out.
-`queue.py` does the waiting, and knows no exceptions.
+The decision is a pure function of the attempt number and the exception; it returns seconds or None.
+The waiting is done by `queue.py`, which never sees the exception.
 
 The rules:
 
-- Off unless asked. A task without a `Retry` has one attempt. [retry.1] Running a function twice is
-  right only where its author says so: a welcome mail that was sent and then failed to log must not
-  be sent again.
-- ``attempts`` counts the first one. [retry.2] River, Oban and SAQ count like this: ``attempts=5``
-  is one attempt and four more.
+- Retries are off by default. A task without a `Retry` has one attempt. [retry.1] Only the author of
+  a task knows whether it may run twice: a task that sent a mail and then failed to log it must not
+  send the mail again.
+- ``attempts`` counts the first one. [retry.2] River, Oban and SAQ count in the same way:
+  ``attempts=5`` is one attempt and four retries.
 - The backoff is exponential with *full jitter*: the delay before attempt n+1 is uniform between
-  zero and the ceiling ``min(cap, base * 2**(n-1))``. [retry.3] A thousand tasks that failed
-  together, because a mail server went away, do not come back together. This is the rule of Celery
-  and AWS. Equal jitter (half fixed, half random) was rejected: it brings them back in a narrower
-  crowd.
+  zero and the ceiling ``min(cap, base * 2**(n-1))``. [retry.3] So a thousand tasks that failed
+  together, because a mail server went away, are not retried together. Celery and AWS use the same
+  rule. Equal jitter (half fixed, half random) was rejected: it spreads the retries over half the
+  time.
 - A task may choose the delay itself: ``raise RetryLater(after=30)``, as in Dramatiq, arq and
-  Celery. It spends an attempt all the same, so it cannot go on for ever. [retry.4] Without a
-  `Retry` it is a failure like any other.
-- ``give_up_on`` beats ``on``. [retry.5] A wrong address is not a mail server that is away.
+  Celery. This attempt counts like any other, so the retries end. [retry.4] Without a `Retry` the
+  exception is a failure like any other.
+- ``give_up_on`` takes precedence over ``on``. [retry.5] So a task can retry an unreachable mail
+  server and give up on a wrong address.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,10 +33,9 @@ LARGEST_EXPONENT = 63
 
 
 class RetryLater(Exception):
-    """Raise it in a task: this attempt did not work, try again in ``after`` seconds.
-
-    It has no effect in a task without a `Retry`, or without an attempt left: there it is a failure
-    like any other. Raises ValueError unless ``after`` is a number of seconds, zero or more.
+    """Raised by a task whose attempt failed and should be retried in ``after`` seconds. In a task
+    without a `Retry` or without an attempt left, it is a failure like any other. Raises ValueError
+    unless ``after`` is a number of seconds, zero or more.
     """
 
     def __init__(self, message: str = "the task asked for another attempt", *, after: float) -> None:
@@ -46,21 +46,19 @@ class RetryLater(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a task is tried, and how long it waits in between.
-
-    Raises ValueError for a number and TypeError for a class that makes no sense, and names the
-    option.
+    """The number of attempts of a task, and the delays between them. Raises ValueError for an
+    invalid number and TypeError for an invalid class; the message names the option.
     """
 
-    #: The number of attempts at the most, the first included.
+    #: The largest number of attempts, including the first.
     attempts: int = 5
-    #: Seconds: the ceiling of the first delay. It doubles with each attempt.
+    #: Seconds: the ceiling of the first delay. The ceiling doubles with each attempt.
     base: float = 1.0
-    #: Seconds: no delay is longer. Ten minutes is Celery's cap.
+    #: Seconds: the longest ceiling. Ten minutes is Celery's cap.
     cap: float = 600.0
-    #: The exception classes that are followed by another attempt.
+    #: The exception classes that are retried.
     on: tuple[type[BaseException], ...] = (Exception,)
-    #: The exception classes that are not, though they are among ``on``.
+    #: The exception classes that are not retried, even if ``on`` includes them.
     give_up_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
@@ -87,9 +85,7 @@ class Retry:
 
 
 def _classes(option: str, value: object) -> tuple[type[BaseException], ...]:
-    """Return exception classes as a tuple: ``on=ValueError`` and ``on=[ValueError]`` are
-    understood.
-    """
+    """Return exception classes as a tuple. ``value`` may be one class or an iterable of classes."""
     classes = tuple(value) if isinstance(value, Iterable) and not isinstance(value, type) else (value,)
     for each in classes:
         if not (isinstance(each, type) and issubclass(each, BaseException)):

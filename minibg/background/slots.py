@@ -1,24 +1,25 @@
-"""The bound of the queue: slots, taken in ``add_task`` and freed when a run cannot come back to the
+"""The slots that bound the queue: taken in ``add_task``, and freed when a run cannot return to the
 queue.
 
-The queue is bounded by counting, not by its length. A run has its slot from ``add_task`` on, long
-before it is queued, and ``held + ready + waiting <= limit`` holds at every moment. [bounded.1] That
-is what shows a full queue while there is still a response to change. There is no run without a slot
-in these three statuses.
+The queue is bounded by a count of slots, not by its length. A run has its slot from ``add_task``
+on, long before it is queued, and ``held + ready + waiting <= limit`` holds at every moment.
+[bounded.1] So a full queue is noticed while the handler can still answer with an error. Every run
+in these three statuses has a slot.
 
 The rules:
 
 - A slot, once taken, is never taken back from its run. [bounded.8] It is freed when the run ends,
-  or when its last possible attempt begins. A run that may be tried again keeps its slot while it
-  runs: coming back to a full queue, it would have to exceed the limit or be lost.
+  or when its last possible attempt begins. A run that may be retried keeps its slot while it runs.
+  Without it, a retry into a full queue would have to exceed the limit or be lost.
 - `reserve_nowait` takes a slot or raises `QueueFull`. `reserve` waits, first come, first served,
-  until all of its slots are free: all or none. [bounded.5] So two half-accepted responses can never
-  wait for each other. While one caller waits, `reserve_nowait` does not pass it.
-- Runs that a journal gives back may exceed the limit, which may have been lowered since: they were
-  accepted. Nothing new is accepted until the queue is below it.
+  until all of its slots are free: all or none. [bounded.5] So two responses that have half of their
+  slots can never wait for each other. While a caller waits, `reserve_nowait` raises, even if slots
+  are free.
+- Runs that are restored from a journal may exceed the limit, because they were accepted, perhaps
+  under a higher limit. New tasks are refused until the number of taken slots is below the limit.
 
-A refusal says when to come back: the time between two freed slots, as a moving average, times the
-slots that are wanted. ``Retry-After`` is built from it.
+A refusal has an estimate for ``Retry-After``: the time between two freed slots, as a moving
+average, times the number of wanted slots.
 
 All methods are for the event loop's thread.
 """
@@ -35,35 +36,34 @@ from minibg.log import SafeLogger
 
 logger = SafeLogger("minibg.background")
 
-#: Seconds between two warnings of a full queue: a burst of refusals is one line, not thousands.
+#: Seconds between two warnings of a full queue, so that a burst of refusals logs one line.
 WARNING_SECONDS = 10.0
-#: Weight of the newest interval in the moving average of the time between two freed slots. About
-#: ten intervals decide: short enough to follow a burst, long enough not to follow one task.
+#: Weight of the newest interval in the moving average of the time between two freed slots. The
+#: average covers about ten intervals, so that it follows a burst and not a single task.
 NEWEST_INTERVAL = 0.1
-#: Seconds, the longest ``Retry-After``: a client does not plan an hour ahead.
+#: Seconds: the longest ``Retry-After``. A longer estimate would be of no use to a client.
 LONGEST_RETRY_AFTER = 60
 
 
 class _Waiter(NamedTuple):
-    """A caller of `reserve` that waits."""
+    """A caller that waits in `reserve`."""
 
     wanted: int
     future: asyncio.Future[None]
 
 
 class Slots:
-    """``limit`` slots. ``taken`` of them belong to runs, or are reserved by a hold for tasks that
-    it will add.
-    """
+    """``limit`` slots. ``taken`` of them belong to runs, or are reserved for tasks to be added."""
 
     def __init__(self, limit: int, clock: Clock) -> None:
         self.limit = limit
         self.taken = 0
-        #: The pool has stopped, or is about to.
+        #: Whether the pool refuses new tasks, because it is stopping or has stopped.
         self.is_closed = False
         self._clock = clock
         self._waiters: deque[_Waiter] = deque()
-        #: When the last slot was freed (monotonic), and the average of the seconds between two.
+        #: When the last slot was freed (monotonic), and the average seconds between two freed
+        #: slots.
         self._freed_at: float | None = None
         self._interval = 0.0
         #: Refusals since the last warning of a full queue, and when the next one may be logged.
@@ -77,7 +77,7 @@ class Slots:
         self.taken += 1
 
     async def reserve(self, wanted: int, timeout: float | None) -> None:
-        """Take ``wanted`` slots, all or none; wait for them, at most ``timeout`` seconds. Raises
+        """Wait at most ``timeout`` seconds for ``wanted`` slots and take them, all or none. Raises
         QueueFull, PoolStopped.
         """
         self.check_open()
@@ -99,12 +99,12 @@ class Slots:
                 timer.cancel()
 
     def check_open(self) -> None:
-        """Raise PoolStopped when the pool accepts nothing any more."""
+        """Raise PoolStopped when the pool refuses new tasks."""
         if self.is_closed:
             raise PoolStopped("the pool has stopped and accepts no tasks")
 
     def close(self) -> None:
-        """Refuse the callers that wait, and all that come."""
+        """Refuse the waiting callers and all later ones."""
         self.is_closed = True
         while self._waiters:
             waiter = self._waiters.popleft()
@@ -112,7 +112,7 @@ class Slots:
                 waiter.future.set_exception(PoolStopped("the pool has stopped while its slots were waited for"))
 
     def restore(self, run: Run) -> None:
-        """Take a slot for a run that a journal gives back, beyond the limit if need be."""
+        """Take a slot for a run that is restored from a journal, even beyond the limit."""
         run.has_slot = True
         self.taken += 1
 
@@ -123,7 +123,7 @@ class Slots:
             self.free_unused(1)
 
     def free_unused(self, number: int) -> None:
-        """Free slots that no run has used, or has used up."""
+        """Free ``number`` slots that belong to no run."""
         if number:
             self.taken -= number
             self._measure()
@@ -132,16 +132,16 @@ class Slots:
     def _grant_waiters(self) -> None:
         while self._waiters and self.taken + self._waiters[0].wanted <= self.limit:
             waiter = self._waiters.popleft()
-            if not waiter.future.done():  # Else it was cancelled, and is not awake yet.
+            if not waiter.future.done():  # Else it was cancelled, and has not resumed yet.
                 self.taken += waiter.wanted
                 waiter.future.set_result(None)
 
     def _refuse(self, waiter: _Waiter) -> None:
-        """The timeout of a waiter is over."""
+        """Refuse a waiter whose timeout has passed."""
         if waiter in self._waiters and not waiter.future.done():
             self._waiters.remove(waiter)
             waiter.future.set_exception(self._full(waiter.wanted))
-            self._grant_waiters()  # The next one may want less.
+            self._grant_waiters()  # The next waiter may want fewer slots.
 
     def _withdraw(self, waiter: _Waiter) -> None:
         """Undo the reservation of a waiter that was cancelled."""
@@ -149,10 +149,10 @@ class Slots:
             self._waiters.remove(waiter)
             self._grant_waiters()
         elif not waiter.future.cancelled() and waiter.future.exception() is None:
-            self.free_unused(waiter.wanted)  # They were granted in the moment of the cancellation.
+            self.free_unused(waiter.wanted)  # The slots were granted just before the cancellation.
 
     def _full(self, wanted: int) -> QueueFull:
-        """Return the refusal, with an estimate of when there will be a free slot."""
+        """Return a QueueFull with an estimate of when a slot will be free."""
         if wanted <= self.limit:
             self._warn()
         if self._freed_at is None:
@@ -163,7 +163,7 @@ class Slots:
         return QueueFull(self.limit, wanted=wanted, retry_after=bounded)
 
     def _warn(self) -> None:
-        """Log that the queue is full: at the first refusal, then every `WARNING_SECONDS` at most."""
+        """Log that the queue is full, at most once in `WARNING_SECONDS`."""
         self._refusals += 1
         now = self._clock.monotonic()
         if now >= self._warn_at:

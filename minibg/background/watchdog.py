@@ -1,22 +1,22 @@
 """The watchdog: names the coroutine task that blocks the event loop.
 
-A blocking call in a coroutine stops everything: every connection, every other task. It is the
-commonest fault of all with background tasks, and the hardest to see, because everything else
-becomes slow. So a thread looks from outside.
+A blocking call in a coroutine stops every connection and every other task. It is the most common
+fault of background tasks, and hard to find, because the slowness shows everywhere else. So a
+separate thread watches the event loop.
 
 While tasks run, the event loop *beats*: a timer increments a counter every 25 ms. A daemon thread
-reads the counter as often, and asks asyncio which task the event loop is stepping. When four
-samples after the first show the same beat and the same task, that task has blocked the event loop
-for 100 ms. If it is a task of this pool, it is named in a warning with its stack, once per block
-and not once per sample. [watchdog.1]
+reads the counter at the same interval, and asks asyncio which task the event loop is stepping. When
+four samples after the first show the same beat and the same task, that task has blocked the event
+loop for 100 ms. If it is a task of this pool, it is named in a warning with its stack, once per
+block and not once per sample. [watchdog.1]
 
-Samples are counted, not elapsed time: a suspended machine suspends the thread too, and raises no
-false alarm. Neither does a long iteration of the event loop that consists of many short steps,
+The watchdog counts samples and not elapsed time, so a suspended machine raises no false alarm: the
+thread is suspended too. An iteration of the event loop with many short steps raises none either,
 because no step is sampled five times.
 
-The watchdog has forty timer calls a second while tasks run, and no timer while no task runs.
-[watchdog.2] asyncio's debug mode wraps every step of every task and sees the block only when it is
-over, without the line that caused it.
+The watchdog costs forty timer calls a second while tasks run, and none otherwise. [watchdog.2]
+Rejected: asyncio's debug mode, which wraps every step of every task and reports a block only after
+its end, without the line that caused it.
 
 The watchdog does not see a block that is over before the fifth sample (100 to 125 ms), nor one in a
 handler. A thread that keeps the interpreter's lock, in a C extension, stops the watchdog too.
@@ -35,13 +35,13 @@ from minibg.log import SafeLogger
 
 logger = SafeLogger("minibg.background")
 
-#: Seconds. asyncio's own debug mode calls a callback slow from here on.
+#: Seconds. asyncio's debug mode calls a callback slow from this duration on.
 BLOCKED_SECONDS = 0.1
-#: How many samples of the same step make a block, after the first.
+#: The number of samples of the same step, after the first, that make a block.
 SAMPLES = 4
 #: Seconds between two beats, and between two samples.
 BEAT_SECONDS = BLOCKED_SECONDS / SAMPLES
-#: How many frames of the stack are logged: the innermost.
+#: The number of stack frames that are logged, from the innermost.
 FRAMES = 12
 
 
@@ -59,7 +59,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Watch from now on, until no task runs. A system without a free thread is not watched."""
+        """Watch the event loop until no task runs. Logs a warning if no thread can be started."""
         if self._beats is not None or self._closed:
             return
         if self._thread is None:
@@ -75,7 +75,7 @@ class Watchdog:
         self._awake.set()
 
     def close(self) -> None:
-        """End the thread, and wait for it: it sleeps for 25 ms, or logs."""
+        """End the thread, and wait for it at most `BLOCKED_SECONDS`: it may be asleep or logging."""
         self._closed = True
         if self._beats is not None:
             self._beats.cancel()
@@ -96,7 +96,7 @@ class Watchdog:
         seen, samples = None, 0
         while not (self._closed or loop.is_closed()):
             if not self._awake.is_set():
-                seen = None  # Keep nothing of the task that ran last.
+                seen = None  # Drop the reference to the last task.
                 self._awake.wait()
             step = self._beat_number, asyncio.current_task(loop)
             seen, samples = step, samples + 1 if step == seen else 0
