@@ -1,6 +1,7 @@
 """The interface of a journal: the seam between the queue in memory and the file on disk.
 
-The code of the queue is the same with and without a journal. It calls the journal at these moments:
+The code of the queue is the same with and without a journal. It calls the journal at these moments
+of a run:
 
 - ``check_storable`` in ``add_task``: can this call be stored?
 - ``commit`` before the response head leaves: are the runs on disk?

@@ -1,4 +1,4 @@
-"""The pool: the public object around the queue. Its states, and the verbs of its users.
+"""The pool: the public object around the queue, its states and its methods.
 
 It is used as a context manager, and needs no HTTP::
 
@@ -6,23 +6,22 @@ It is used as a context manager, and needs no HTTP::
         result = pool.enqueue(send_welcome_email, "a@example.org")
         await result.wait()
 
-It is made of `Slots` (how much is accepted), `Ledger` (what has happened), `Queue` (what is next),
-`Workers` (what is in progress), `Admission` (the way in) and `Drain` (the way out). Each of them
-knows only those above it in this list, except that workers pull from the queue. The pool wires them
-and passes calls on.
+It is made of `Slots` (the limit), `Ledger` (the records), `Queue` (the queued batches), `Workers`
+(the runs in progress), `Admission` (adding) and `Drain` (stopping). Each part uses only earlier
+parts of this list. The pool connects the parts and passes calls on.
 
 **Its states** are NEW, OPEN, RUNNING, DRAINING, STOPPED, in this order and never back. An OPEN pool
-accepts tasks and has no workers yet: an application that starts up may add some, and they begin
-when it has. ``async with`` opens and starts.
+accepts tasks and has no workers yet: an application may add tasks during its startup, and they run
+after it. ``async with`` opens and starts the pool.
 
 **One event loop.** A pool belongs to the event loop in which it was opened. ``add_task``,
-``enqueue``, ``get`` and ``cancel`` may be called from other threads: they cross over to the event
-loop and wait for the answer. A second event loop in the same thread, such as a new one for each
-test, is refused with a RuntimeError: its tasks would never run.
+``enqueue``, ``get`` and ``cancel`` may be called from other threads: the call is made on the event
+loop's thread, and the caller waits for its result. A second event loop in the same thread, such as
+a new one for each test, is refused with a RuntimeError: its tasks would never run.
 
-With ``journal=`` the pool has a file that keeps its tasks (`journal/`). It gives back what an
-earlier process has left, and it passes on what ``minibg tasks`` asks for, which is what `cancel`
-and `retry` do.
+With ``journal=`` the pool keeps its tasks in a file (`journal/`). The journal returns the tasks
+that an earlier process left unfinished, and passes on the requests of ``minibg tasks``, which the
+pool serves with `cancel` and `retry`.
 """
 
 import asyncio
@@ -54,7 +53,7 @@ T = TypeVar("T")
 
 
 class PoolState(Enum):
-    """Where a pool is between its start and its stop."""
+    """The state of a pool. The value completes an error message that begins with "the pool"."""
 
     NEW = "is not running yet: use it with 'async with', or serve an application with it"
     OPEN = "accepts tasks"
@@ -66,18 +65,18 @@ class PoolState(Enum):
 class Pool:
     """A bounded queue and its workers.
 
-    - ``workers``: how many runs are in progress at once.
-    - ``queue_limit``: how many runs may be held, ready or waiting together.
+    - ``workers``: the largest number of runs in progress at once.
+    - ``queue_limit``: the largest number of runs that are held, ready or waiting together.
     - ``drain_timeout``: seconds that a stop waits for accepted runs.
-    - ``keep_finished``, ``keep_for``: how many finished runs are remembered, and for how many
-      seconds.
+    - ``keep_finished``, ``keep_for``: the number of finished runs whose records are kept, and for
+      how many seconds.
     - ``journal``: a file that keeps the tasks, so that they outlive the process; needs POSIX locks.
-      None: they are in memory.
-    - ``durability``: what an accepted task in that file outlives: ``"power"``, a loss of power;
-      ``"process"``, a killed process.
-    - ``clock``, ``random``: time and chance, for tests that need them exact.
+      None: the tasks are in memory.
+    - ``durability``: with ``"power"`` an accepted task in that file survives a loss of power, with
+      ``"process"`` a killed process.
+    - ``clock``, ``random``: the sources of time and random numbers, replaced by tests.
 
-    Raises ValueError for an option that makes no sense, and names it.
+    Raises a ValueError that names the option for an invalid value.
     """
 
     def __init__(
@@ -102,14 +101,14 @@ class Pool:
         self._queue = Queue(self._ledger, clock)
         shared = (self._queue, self._ledger, self._slots, self._journal, clock)
         self._workers = Workers(count("workers=", workers), *shared, random)
-        #: The way in, for holds.
+        #: The admission, for holds.
         self.admission = Admission(self._slots, self._ledger, self._queue, self._journal, clock)
         self._ids = Ids()
         self._state = PoolState.NEW
-        #: The event loop that it belongs to; None before `open`.
+        #: The event loop that the pool belongs to; None before `open`.
         self.loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        #: The batches that an earlier process has left in the journal.
+        #: The batches that an earlier process left in the journal.
         self._restored: Sequence[list[Run]] = ()
         self._periodic: list[Periodic] = []
         self._requests: asyncio.Task[None] | None = None
@@ -119,8 +118,8 @@ class Pool:
     # --- start and stop ---
 
     async def open(self) -> None:
-        """Accept tasks. They run when the pool has started. Raises JournalUnusable; then nothing is
-        left behind.
+        """Accept tasks, which run once the pool is started. Raises JournalUnusable, and then leaves
+        nothing behind.
         """
         if self._state is not PoolState.NEW:
             raise RuntimeError(f"a pool is opened once: this one {self._state.value}")
@@ -145,11 +144,11 @@ class Pool:
         self._requests = asyncio.create_task(requests, name="minibg-requests", context=contextvars.Context())
 
     async def stop(self) -> DrainReport:
-        """Finish accepted runs, cancel what takes too long, and report what did not finish (see
-        `drain.py`).
+        """Finish accepted runs, cancel the remaining ones after the deadline, and report the
+        unfinished runs (see `drain.py`).
 
-        May be called more than once, and from anywhere: every caller gets the same report. Takes at
-        most `stop_seconds`.
+        May be called more than once; every caller gets the same report. Takes at most
+        `stop_seconds`.
         """
         if self._state is PoolState.NEW:
             return DrainReport(0, (), 0.0)
@@ -185,7 +184,7 @@ class Pool:
         self._ledger.close()
 
     def hurry(self) -> None:
-        """End the current phase of the stop and go on to the next. Without effect before the stop."""
+        """End the current phase of the stop and go on to the next. Has no effect before the stop."""
         if self._drain is not None:
             self._drain.hurry()
 
@@ -204,17 +203,17 @@ class Pool:
 
     @property
     def is_new(self) -> bool:
-        """Whether it has never been opened."""
+        """Whether the pool has never been opened."""
         return self._state is PoolState.NEW
 
     @property
     def is_open(self) -> bool:
-        """Whether it was opened and has not stopped."""
+        """Whether the pool was opened and has not stopped."""
         return self._state in (PoolState.OPEN, PoolState.RUNNING, PoolState.DRAINING)
 
     @property
     def is_draining(self) -> bool:
-        """Whether it is being stopped, and `hurry` has an effect."""
+        """Whether the pool is being stopped, so that `hurry` has an effect."""
         return self._state is PoolState.DRAINING
 
     # --- adding tasks without a response ---
@@ -229,9 +228,9 @@ class Pool:
         """Run ``func(*args, **kwargs)`` as soon as a worker is free, without waiting for a
         response. From any thread.
 
-        Raises TypeError for what cannot be run, QueueFull when no slot is free, PoolStopped, and
-        RuntimeError before the start. With a journal the run is on disk some moments later, at the
-        latest before it starts; `aenqueue` waits for that.
+        Raises TypeError for a callable that cannot be run as a task, QueueFull when no slot is
+        free, PoolStopped, and RuntimeError before the start. With a journal the run is on disk
+        shortly afterwards, and always before it starts; `aenqueue` waits for that write.
         """
         run = self.prepare(func, args, kwargs)
         return self.on_loop(self._enqueue, run).result
@@ -248,11 +247,11 @@ class Pool:
     @overload
     async def aenqueue(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
     async def aenqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskResult[Any]:
-        """Do as `enqueue`, but wait for a free slot and, with a journal, until the run is on disk.
+        """Like `enqueue`, but wait for a free slot and, with a journal, until the run is on disk.
         [bounded.9]
 
-        It waits as long as it takes: limit it with ``asyncio.timeout``. Raises TypeError,
-        PoolStopped, JournalFailed.
+        There is no time limit: set one with ``asyncio.timeout``. Raises TypeError, PoolStopped,
+        JournalFailed.
         """
         run = self.prepare(func, args, kwargs)
         self.check_loop()
@@ -269,9 +268,9 @@ class Pool:
         """Enqueue ``func()`` every ``seconds`` seconds, the first time one interval after the start
         of the pool.
 
-        A moment is missed, and counted in ``missed``, while the last run is unfinished or the queue
-        is full. Returns the `Periodic`, which can be cancelled. Raises ValueError for an interval
-        that is not above zero.
+        A moment is skipped, and counted in ``missed``, while the previous run is unfinished or the
+        queue is full. Returns the `Periodic`, which can be cancelled. Raises ValueError for an
+        interval that is not above zero.
         """
         periodic = Periodic(self.enqueue, func, seconds, self._clock)
         self._periodic.append(periodic)
@@ -282,13 +281,13 @@ class Pool:
     # --- watching runs, and changing them ---
 
     def get(self, id: str) -> TaskResult[Any] | None:
-        """Return the record of a run; None when it is unknown, or was finished too long ago. From
+        """Return the record of a run; None when the id is unknown or the record was forgotten. From
         any thread.
         """
         return self.on_loop(self._ledger.get, id)
 
     def cancel(self, id: str) -> CancelOutcome:
-        """Cancel a run as far as that is possible, and return how far that was. From any thread."""
+        """Cancel a run as far as possible, and return the outcome. From any thread."""
         return self.on_loop(self._cancel, id)
 
     def _cancel(self, id: str) -> CancelOutcome:
@@ -308,11 +307,10 @@ class Pool:
         return CancelOutcome.REQUESTED
 
     async def retry(self, id: str) -> TaskResult[Any]:
-        """Run a FAILED run of the journal again, with all its attempts. Returns its record, which
-        begins anew.
+        """Run a FAILED run of the journal again, with all its attempts. Return its new record.
 
-        Raises LookupError, with a sentence, when it cannot be: it is unknown or not FAILED, its
-        thread is still at work, or an unfinished run has its key; QueueFull, JournalFailed,
+        Raises LookupError, with the reason in a sentence, when the run is unknown or not FAILED,
+        its thread has not returned, or an unfinished run has its key; QueueFull, JournalFailed,
         PoolStopped.
         """
         run = await self._journal.revive(id)
@@ -336,13 +334,13 @@ class Pool:
         """Follow the transitions of all runs from now on: ``async for transition in
         pool.follow()``.
 
-        The buffer of a follower holds 1,000 transitions; a slow one loses the oldest. It ends when
-        the pool has stopped.
+        The buffer of a follower holds 1,000 transitions; a slow follower loses the oldest. The
+        follower ends when the pool has stopped.
         """
         return self._ledger.follow()
 
     def statistics(self) -> Statistics:
-        """Count everything at this moment."""
+        """Return the counts of the pool at this moment."""
         oldest = self._queue.oldest()
         return Statistics(
             by_status=dict(self._ledger.by_status),
@@ -356,24 +354,22 @@ class Pool:
     # --- for holds ---
 
     def prepare(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], origin: str = "") -> Run:
-        """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be
-        run or kept.
+        """Make a run of a call, with a copy of the caller's context. Raises TypeError for a call
+        that cannot be run or stored.
         """
         run = Run.of(func, args, kwargs, origin, self._clock, self._ids)
         self._journal.check_storable(run)
         return run
 
     def on_loop(self, function: Callable[..., T], *args: Any) -> T:
-        """Call ``function(*args)`` on the event loop's thread, from whatever thread this is."""
+        """Call ``function(*args)`` on the event loop's thread. From any thread."""
         if self.loop is not None and threading.get_ident() != self._thread:
             return on_loop(self.loop, function, *args)
         self.check_loop()
         return function(*args)
 
     def check_loop(self) -> None:
-        """Raise RuntimeError before `open`, and in another event loop than the one where it was
-        opened.
-        """
+        """Raise RuntimeError before `open`, and in another event loop than that of `open`."""
         if self.loop is None:
             raise RuntimeError(f"the pool {self._state.value}")
         running = asyncio._get_running_loop()  # noqa: SLF001 - documented, and None instead of a RuntimeError.
@@ -390,7 +386,7 @@ class Pool:
             self._journal.answer(request, await self._apply(request))
 
     async def _apply(self, request: Request) -> str | None:
-        """Do what was asked; return None, or a sentence why not."""
+        """Apply a request. Return None, or the reason for a refusal in a sentence."""
         if request.action == "cancel":
             outcome = self._cancel(request.id)
             refused = outcome in (CancelOutcome.FINISHED, CancelOutcome.RUNNING_IN_THREAD)

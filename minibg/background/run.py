@@ -1,24 +1,23 @@
-"""A run: one call of a task, with everything that is needed to make it; and the batch it travels
-in.
+"""A run: one call of a task, with everything that the call needs; and the batch of the run.
 
 A `TaskResult` is for the reader, a `Run` is for the queue: the function and its arguments, the
 options, the contextvars of the moment of ``add_task``, the holds that share it, the attempt in
-progress. It is forgotten when the run ends, and the arguments with it; the record stays.
+progress. The `Run` is released when it ends, and its arguments with it; the record stays.
 
-**The context is a snapshot.** A request id that middleware set is seen by that request's tasks and
-by no other code. [context.2] Workers run in an empty context [context.3], and every attempt enters
-a copy of the snapshot: a second attempt does not see the contextvars that the first one set.
-[context.4] A worker that runs tasks in its own context leaks from one request to the next (measured
-in aiojobs: the second and third request's job saw the first one's id).
+**The context is a snapshot.** A request id that middleware set is visible to the tasks of that
+request, and to no other task. [context.2] Workers run in an empty context [context.3], and every
+attempt enters a copy of the snapshot: a second attempt does not see the contextvars that the first
+one set. [context.4] A worker that runs tasks in its own context leaks contextvars from one request
+to the next (measured in aiojobs: the jobs of the second and the third request saw the id of the
+first).
 
 **A batch** is the runs of one response that were released together; they run strictly one after
-another. [order.2] A worker takes a whole batch, so that order needs no lock and no rule: it is the
-order of a list. Run and Batch refer to each other and are one data structure, so they are in one
-file.
+another. [order.2] A worker takes a whole batch, so the order is that of a list and needs no lock.
+Run and Batch refer to each other, so they are in one file.
 
 **A shared run.** Two holds may have the same run, when it was added twice with the same ``key``
-(`admission.py` has the table). It is dropped when the last of them drops it, and released with the
-first that is released, in that one's batch; the tasks of the other hold do not wait for it.
+(`admission.py` has the table). It is dropped when both holds drop it. When one of the holds is
+released, the run joins the batch of that hold; the tasks of the other hold do not wait for it.
 """
 
 import asyncio
@@ -38,7 +37,7 @@ from minibg.background.task import DEFAULTS, CallKind, Options, Task, innermost,
 class CancelReason(Enum):
     """Why an attempt was told to end before its call returned."""
 
-    #: It was over its timeout.
+    #: The attempt exceeded its timeout.
     TIMEOUT = auto()
     #: `Pool.cancel` was called.
     REQUEST = auto()
@@ -55,23 +54,23 @@ class Attempt:
     kind: CallKind
     #: When it began: monotonic seconds.
     began: float
-    #: The asyncio task of the call, as long as it is on the event loop.
+    #: The asyncio task of the call, while the call is on the event loop.
     task: asyncio.Task[Any] | None = None
-    #: Why it was told to end. The first reason is the only one, see `cancel`.
+    #: Why it was told to end. The first reason stays, see `cancel`.
     cancelled_by: CancelReason | None = None
-    #: Whether the log has named it as one that takes long.
+    #: Whether a warning has named it as a long attempt.
     warned: bool = False
 
     def cancel(self, reason: CancelReason) -> bool:
-        """Tell the attempt to end, unless it was told so before; return whether this was the first
-        time.
+        """Cancel the attempt, unless it is cancelled already. Return whether this call cancelled
+        it.
 
-        The first reason is the last word [cancel.2], and a clean-up is interrupted once, not once
-        more for each reason. A run that was cancelled on request is not tried again because its
-        timeout comes during the clean-up; a run that was told to end by the stop is not called
-        timed out. One exception: a request replaces a timeout, which could be followed by a retry.
+        The first reason stays [cancel.2], and an attempt is interrupted only once. So a timeout
+        during the clean-up neither retries a run that was cancelled on request, nor marks a run
+        that the stop cancelled as timed out. One exception: a request replaces a timeout, because a
+        timeout could be followed by a retry.
         """
-        if self.task is not None and self.task.done():  # It has ended, and its worker is not awake yet.
+        if self.task is not None and self.task.done():  # It has ended, and its worker has not resumed yet.
             return False
         if self.cancelled_by is not None:
             if self.cancelled_by is CancelReason.TIMEOUT and reason is CancelReason.REQUEST:
@@ -113,9 +112,10 @@ class Request:
 class Ids:
     """Makes ids: milliseconds since 1970 and 80 random bits, as in a UUID of version 7 (RFC 9562 §5.7).
 
-    Ids sort by time, so the newest are neighbours in an index on disk: 9 of 27 microseconds a run
-    (measured). The random bits of many ids are fetched at once. The system call releases the
-    interpreter's lock, and beside the journal's thread it would cost a tenth of a durable task.
+    Ids sort by time, so new ids are neighbours in an index on disk, which saves 9 of 27
+    microseconds a run (measured). The random bits of many ids are fetched at once: a system call
+    for each id releases the interpreter's lock, which next to the journal's thread costs a tenth of
+    a durable task.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Ids:
         while True:
             try:
                 return f"{int(now * 1000):012x}{self._spare.popleft()}"
-            except IndexError:  # Two threads may both fetch; each piece is used once all the same.
+            except IndexError:  # Two threads may both fetch; each piece is still used once.
                 bits = os.urandom(256 * 10).hex()
                 self._spare.extend(bits[start : start + 20] for start in range(0, len(bits), 20))
 
@@ -144,7 +144,7 @@ class Run:
     #: The contextvars of the moment of ``add_task``.
     context: contextvars.Context
     result: TaskResult[Any]
-    #: How many holds have it.
+    #: The number of holds that share it.
     holders: int = 1
     #: Whether it has a slot of the queue. False once its last possible attempt has begun.
     has_slot: bool = False
@@ -154,7 +154,7 @@ class Run:
     attempt: Attempt | None = None
     #: Its part in the journal on disk; None when no journal keeps it.
     stored: StoredRun | None = None
-    #: Seconds that it waits, from the moment it became WAITING.
+    #: Seconds of its delay, counted from the moment it became WAITING.
     wait_seconds: float = 0.0
 
     @classmethod
@@ -167,8 +167,8 @@ class Run:
         clock: Clock,
         ids: Ids,
     ) -> "Run":
-        """Make a run of a call, in the context of the caller. Raises TypeError for what cannot be
-        run.
+        """Make a run of a call, with a copy of the caller's context. Raises TypeError for a
+        callable that cannot be run as a task.
         """
         task = innermost(function)
         if isinstance(task, Task):  # A partial of a task has the task's name and options.
@@ -181,7 +181,7 @@ class Run:
 
     @property
     def counted_attempts(self) -> int:
-        """How many attempts count for its `Retry`."""
+        """The number of attempts that count for its `Retry`."""
         return self.result.attempts - (self.stored.uncounted_attempts if self.stored is not None else 0)
 
     def may_be_retried(self) -> bool:
@@ -189,13 +189,13 @@ class Run:
         return self.options.retry is not None and self.counted_attempts + 1 < self.options.retry.attempts
 
     def seconds_until_due(self, clock: Clock) -> float | None:
-        """Return the seconds from now until its delay is over; None when it has none."""
+        """Return the seconds until the run is due; None for a run without a delay."""
         if self.options.run_at is not None:
             return max(0.0, self.options.run_at.timestamp() - clock.time())
         return self.options.delay
 
     def describe(self) -> str:
-        """Name it for the log: task, id, and the request it came from."""
+        """Return the name of the run for the log: task, id, and request."""
         return f"{self.result.name} {self.result.id}{of_origin(self.result.origin)}"
 
 
@@ -210,7 +210,7 @@ class Batch:
         self.runs = list(runs)
         for run in runs:
             run.batch = self
-        #: When it was queued last: monotonic seconds.
+        #: When it was last queued: monotonic seconds.
         self.queued_at = 0.0
         #: When its first run is due, in monotonic seconds, and the timer for that; set while it is
         #: deferred.
@@ -219,7 +219,7 @@ class Batch:
 
 
 def of_origin(origin: str) -> str:
-    """Name the request for a line of the log. Escaped: a client chose the path, which could end the
-    line.
+    """Return the name of the request for the log, escaped: the client chose the path, and could put
+    a newline into it.
     """
     return f" of {ascii(origin)[1:-1]}" if origin else ""

@@ -1,4 +1,4 @@
-"""What can be run: a function, its name, and its options.
+"""A task: a function with a name and options.
 
 `add_task` takes any function. `@task` is for functions that need more than the defaults::
 
@@ -10,24 +10,24 @@
 
 The rules of this file:
 
-- A decorated function is still called as a function. [options.3] Calling it runs it, here and now,
-  without its options.
+- A decorated function is still called as a function. [options.3] The call runs at once, without the
+  options.
 - Options never share a namespace with the function's arguments. [options.1] SAQ and taskiq take
-  both in one call, so a function with a parameter named ``timeout`` cannot be given one. Here
+  both in one call, so a function with a parameter named ``timeout`` cannot be given one. In minibg
   options are set on the function or by ``using``, which returns a copy [options.2], and every
   keyword of ``add_task`` belongs to the function. PEP 612 asks for the same: no parameter may
   follow ``P.kwargs``.
-- What can never run is refused in the handler, while there is still a response to change: coroutine
-  objects, generator functions, things that cannot be called. [adding.4] Starlette finds out after
-  the 200.
-- Options become what the queue computes with, or are refused, where they are given: seconds are
-  floats from here on.
+- An object that can never run is refused in the handler, which can still answer with an error: a
+  coroutine object, a generator function, an object that is not callable. [adding.4] In Starlette
+  the error comes after the 200.
+- Options are checked and converted where they are given. The queue finds only floats for seconds.
 - Functions at the top of a module are entered in `TASKS` when they are decorated, under their task
-  name. A name in a log, a `TaskResult` or a journal means one function; a second function with that
-  name is refused. `TASKS` is the one global of the folder that changes, and only at import.
+  name. A name in a log, a `TaskResult` or a journal identifies one function, so a second function
+  with the same name is refused. `TASKS` is the one global of the folder that changes, and only at
+  import.
 
 Rejected: deriving sync or async from the return annotation (it may be missing or wrong), and
-options as keywords with an underscore in front (they are keywords all the same).
+options as keywords with a leading underscore (a function may have such a parameter too).
 """
 
 import functools
@@ -52,8 +52,8 @@ Priority = Literal["high", "normal"]
 #: The decorated functions by their task names.
 TASKS: "dict[str, Task[..., Any]]" = {}
 
-#: The values that an option may have, where its type says too little: a check, and what it checks
-#: for.
+#: The allowed values of an option whose type is too wide: a check, and its description for the
+#: error.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retry": (lambda value: isinstance(value, Retry), "a Retry(...)"),
     "priority": (lambda value: value in ("high", "normal"), "'high' or 'normal'"),
@@ -64,9 +64,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a task is run. Raises ValueError for a value that makes no sense, and names the option."""
+    """The options of a task. Raises a ValueError that names the option for an invalid value."""
 
-    #: How it is tried again; None: it is not.
+    #: The rule for retries; None: one attempt.
     retry: Retry | None = None
     #: Seconds that an attempt may take; None: no limit.
     timeout: float | None = None
@@ -75,9 +75,9 @@ class Options:
     #: At most one unfinished run of the task has this key; adding a second returns the first (see
     #: `admission.py`).
     key: str | None = None
-    #: Whether a journal keeps its runs, if the pool has one.
+    #: Whether its runs are kept in the pool's journal, if there is one.
     durable: bool = True
-    #: Seconds between the response and the run.
+    #: Seconds between the end of the response and the run.
     delay: float | None = None
     #: The time of the run: an aware datetime.
     run_at: datetime | None = None
@@ -107,7 +107,7 @@ class TaskOptions(TypedDict, total=False):
 
 
 class CallOptions(TaskOptions, total=False):
-    """The keywords of `Task.using`: those of `task`, and those that make sense for one call only."""
+    """The keywords of `Task.using`: the options of `task`, and the options of a single call."""
 
     delay: float | None
     run_at: datetime | None
@@ -140,8 +140,8 @@ class Task(Generic[P, R]):
         return self if instance is None else replace(self, function=MethodType(self.function, instance))
 
     def using(self, **changes: Unpack[CallOptions]) -> "Task[P, R]":
-        """Return a copy with other options: those of `task`, and ``delay``, ``run_at`` (seconds,
-        datetime), ``always``.
+        """Return a copy with other options: the options of `task`, and ``delay`` (seconds),
+        ``run_at`` (datetime), ``always``.
 
         Raises TypeError for an option that does not exist, ValueError for a value that makes no
         sense.
@@ -209,16 +209,16 @@ def _importable(module: str) -> str:
 
 
 def as_task(function: Callable[P, R]) -> Task[P, R]:
-    """Return a function as a task, without entering it in `TASKS`. Raises TypeError for what cannot
-    be run.
+    """Return a function as a task, without entering it in `TASKS`. Raises TypeError for a callable
+    that cannot be run as a task.
     """
     kind_of(function)
     return function if isinstance(function, Task) else Task(function, name_of(function))
 
 
 def has_own_name(function: object) -> bool:
-    """Return whether a function can be found by its name: it is neither a lambda nor made inside
-    another function.
+    """Return whether a function can be found by its name. A lambda and a function made inside
+    another function cannot.
     """
     return inspect.isfunction(function) and "<" not in function.__qualname__
 
@@ -231,7 +231,9 @@ def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def name_of(function: Callable[..., object]) -> str:
-    """Name a callable for logs and records: its task name, or ``module.qualified_name``."""
+    """Return the name of a callable for logs and records: its task name, or
+    ``module.qualified_name``.
+    """
     function = innermost(function)
     if isinstance(function, Task):
         return function.name
@@ -249,14 +251,14 @@ class CallKind(Enum):
 
 
 def kind_of(function: object) -> CallKind:
-    """Return where a callable is called. Raises TypeError, with the culprit's name, for what cannot
-    be run as a task.
+    """Return where a callable is called. Raises a TypeError that names the object if it cannot be
+    run as a task.
     """
     if isinstance(function, Task):
         return function.kind
     if inspect.iscoroutine(function):
         name = function.__qualname__
-        function.close()  # It is never awaited; closing it keeps Python from warning of that.
+        function.close()  # Closed, because Python warns of a coroutine that was never awaited.
         raise TypeError(f"a task is a function, not the coroutine it returns: add_task({name}, ...), not {name}(...)")
     if not callable(function):
         raise TypeError(f"a task is a function or another callable, not {function!r}")
@@ -269,8 +271,8 @@ def kind_of(function: object) -> CallKind:
 
 
 def _code_flags(function: Any) -> int:
-    """Return the flags of the code that a call runs: through partials, tasks, bound methods and
-    ``__call__``.
+    """Return the flags of the code object that a call runs, found through partials, tasks, bound
+    methods and ``__call__``.
     """
     while isinstance(function := innermost(function), Task):
         function = function.function

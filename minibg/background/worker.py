@@ -1,29 +1,28 @@
-"""The workers: each takes a batch, runs it, and comes back for the next.
+"""The workers: each takes a batch, runs it, and takes the next.
 
-The loop is the whole idea::
+A worker is this loop::
 
     while not self.stopping:
         await self._run(await self._queue.get())
 
-Workers pull. No asyncio task is spawned per run by the queue or by a response, so at most
-``workers`` runs are in progress, whatever the load [order.3], and the order within a batch is the
-order of a loop.
+Workers pull. The queue and the response spawn no asyncio task per run, so at most ``workers`` runs
+are in progress at any load [order.3], and the loop runs a batch in order.
 
-What the loop guarantees:
+The guarantees of the loop:
 
 - A failing run never stops its siblings, another batch, or the worker. [isolation.1]
 - A run that waits for its retry frees its worker. Its batch is deferred with that run at its head,
   so its later siblings wait for it [order.4], and is queued again when the run is due.
 - A coroutine over its timeout is cancelled and awaited. [timeout.2] A coroutine that swallows its
-  cancellation is named in the log and keeps its worker [timeout.3]: two attempts of one run at once
-  would be worse than one worker less.
-- A thread cannot be cancelled. Over its timeout the run is FAILED at once, so `TaskResult.wait`
-  returns, and its worker stays taken until the thread returns. [timeout.4] It is not tried again,
-  for the same reason. `overrunning` counts these.
-- A warning names a run that still runs after a minute. [timeout.5] Nothing is cancelled for it.
-- A worker never dies. [isolation.4] Whatever a task, an exception's ``__str__``, a `Retry` rule, a
-  logging filter or a follower does, the run ends FAILED with what was wrong, its slot is freed, and
-  the worker goes on: `_fail_by_last_resort` is below every step.
+  cancellation is named in the log and keeps its worker [timeout.3], because the lack of one worker
+  is better than two simultaneous attempts of one run.
+- A thread cannot be cancelled. A run in a thread is FAILED at its timeout, so `TaskResult.wait`
+  returns, and it keeps its worker until the thread returns. [timeout.4] It is not retried, because
+  the retry could run beside that thread. `overrunning` counts such threads.
+- A warning names a run that still runs after a minute. [timeout.5] The run is not cancelled.
+- A worker never dies. [isolation.4] If a step raises because of an exception's ``__str__``, a
+  `Retry` rule, a logging filter or a follower, `_fail_by_last_resort` ends the run as FAILED with
+  that error and frees its slot, and the worker goes on.
 
 A worker is an asyncio task in an empty context. It suspends at least once per run, in the attempt's
 own task or thread, so a burst of tiny tasks cannot block the event loop. A worker ends when the
@@ -48,19 +47,19 @@ from minibg.background.task import CallKind
 from minibg.background.watchdog import Watchdog
 from minibg.threads import Threads
 
-#: Seconds after which a run that is still in progress is named in a warning, once. A task of this
-#: kind of queue takes seconds; a minute is worth a look.
+#: Seconds after which a run in progress is named in a warning, once. A task of this kind of queue
+#: takes seconds, so a minute is unusual.
 LONG_SECONDS = 60.0
-#: Seconds between two looks for such runs.
+#: Seconds between two checks for such runs.
 LOOK_SECONDS = 10.0
-#: Seconds until a claim is tried again that could not be written to disk.
+#: Seconds before a claim that could not be written to disk is tried again.
 CLAIM_AGAIN_SECONDS = 1.0
-#: Seconds that a cancelled coroutine has to end before the log says that it does not.
+#: Seconds after which a warning names a cancelled coroutine that has not ended.
 CANCEL_SECONDS = 1.0
 
 
 class Workers:
-    """The workers of a pool, and what they share."""
+    """The workers of a pool, with their shared threads and watchdog."""
 
     def __init__(
         self,
@@ -73,10 +72,10 @@ class Workers:
         random: Callable[[], float],
     ) -> None:
         self.size = size
-        #: The runs with an attempt in progress, by id, including threads that are over their
-        #: timeout.
+        #: The runs with an attempt in progress, by id. A timed-out run stays here until its thread
+        #: returns.
         self.running: dict[str, Run] = {}
-        #: No further attempt begins.
+        #: Whether the stop forbids further attempts.
         self.stopping = False
         self._queue = queue
         self._ledger = ledger
@@ -91,7 +90,7 @@ class Workers:
 
     @property
     def overrunning(self) -> int:
-        """How many threads are over their timeout and have not returned."""
+        """The number of threads that have not returned after their timeout."""
         return sum(run.result.status is TaskStatus.FAILED for run in self.running.values())
 
     # --- the loop ---
@@ -108,7 +107,7 @@ class Workers:
             await self._run(await self._queue.get())
 
     async def _run(self, batch: Batch) -> None:
-        """Run the runs of a batch one after another; defer the batch when its next run has to wait."""
+        """Run a batch in order; defer the batch when its next run has to wait."""
         while batch.runs and not self.stopping:
             run = batch.runs[0]
             wait_seconds = None
@@ -116,14 +115,14 @@ class Workers:
                 wait_seconds = await self._try(run)
             except Exception as error:  # noqa: BLE001 - whatever it is, the worker goes on.
                 self._fail_by_last_resort(run, error)
-            if wait_seconds is not None and batch.runs:  # Else it was cancelled while its claim was refused.
+            if wait_seconds is not None and batch.runs:  # Else its runs were cancelled during the claim.
                 self._queue.defer(batch, wait_seconds)
                 return
-            if batch.runs and batch.runs[0] is run:  # Else it was cancelled, and has left the batch already.
+            if batch.runs and batch.runs[0] is run:  # Else it was cancelled and removed from the batch.
                 batch.runs.pop(0)
 
     async def _try(self, run: Run) -> float | None:
-        """Make one attempt. Return the seconds until the next one, or None when there is none."""
+        """Make one attempt. Return the seconds until the next attempt, or None if none follows."""
         try:
             if not await self._claim(run):
                 return None
@@ -132,7 +131,7 @@ class Workers:
         attempt, timer = self._begin(run)
         try:
             outcome = await perform(run, attempt, self._threads)
-            _check_cancelled()  # The event loop may end, and the attempt has swallowed that.
+            _check_cancelled()  # The attempt may have swallowed the cancellation of this worker.
         except asyncio.CancelledError:
             if run.result.status is TaskStatus.RUNNING:
                 self._ledger.note(run, Event.LOSE if run.stored is None else Event.REQUEUE)
@@ -146,19 +145,21 @@ class Workers:
         return self._conclude(run, attempt, outcome)
 
     async def _claim(self, run: Run) -> bool:
-        """Count the attempt in the journal; return whether it may begin. Raises NotAccepted: not
-        now.
+        """Count the attempt in the journal; return whether it may begin. Raises NotAccepted when
+        the journal cannot count it now.
         """
         allowed = await self._journal.claim(run)
         if run.result.status is not TaskStatus.READY or self.stopping:
             return False  # It was cancelled meanwhile, or the pool stops.
-        if not allowed:  # `minibg tasks cancel` was quicker, in the file.
+        if not allowed:  # `minibg tasks cancel` has cancelled it in the file.
             self._ledger.note(run, Event.CANCEL)
             self._slots.free(run)
         return allowed
 
     def _begin(self, run: Run) -> tuple[Attempt, Timer | None]:
-        """Begin an attempt: RUNNING. Return it, and the timer of its timeout."""
+        """Begin an attempt, and make the run RUNNING. Return the attempt and the timer of its
+        timeout.
+        """
         if not run.may_be_retried():
             self._slots.free(run)
         run.attempt = attempt = Attempt(run.kind, self._clock.monotonic())
@@ -172,8 +173,8 @@ class Workers:
         return attempt, self._clock.call_later(run.options.timeout, self._on_timeout, run, attempt)
 
     def _conclude(self, run: Run, attempt: Attempt, outcome: Outcome) -> float | None:
-        """Note the end of an attempt. Return the seconds until the next one, or None when there is
-        none.
+        """Record the end of an attempt. Return the seconds until the next attempt, or None if none
+        follows.
         """
         match run.result.status:
             case TaskStatus.RUNNING:
@@ -191,7 +192,7 @@ class Workers:
         return None
 
     def _fail_by_last_resort(self, run: Run, error: Exception) -> None:
-        """End a run whose step raised where no step should: a `Retry` rule, a return value, minibg
+        """Fail a run after an unexpected exception: from a `Retry` rule, a return value, or minibg
         itself.
         """
         if run.result.status is TaskStatus.READY:
@@ -216,9 +217,9 @@ class Workers:
         log(run, logging.WARNING, message)
 
     def cancel_attempt(self, run: Run, reason: CancelReason) -> None:
-        """Cancel the coroutine of an attempt in progress; the log names it when it does not end.
+        """Cancel the coroutine of an attempt in progress; a warning names it if it does not end.
 
-        A thread cannot be cancelled; an awaitable that it returns is not begun any more.
+        A thread cannot be cancelled, but an awaitable that it returns is not started.
         """
         attempt = run.attempt
         if attempt is not None and attempt.cancel(reason) and attempt.task is not None:
@@ -244,8 +245,8 @@ class Workers:
     async def close(self) -> None:
         """End the workers, the threads without a call, and the watchdog.
 
-        A worker whose attempt does not end is left behind after `CANCEL_SECONDS`: its attempt is
-        not interrupted again.
+        A worker whose attempt does not end within `CANCEL_SECONDS` is left behind, and its attempt
+        is not interrupted again.
         """
         self.stopping = True
         self._queue.dismiss_workers()
