@@ -1,47 +1,47 @@
 """The joint between server and queue: hold a response's tasks until it has left, then release them.
 
-`AfterResponse` is plain ASGI: an application around an application. It is the one file that knows
-both sides, and it adds one thing: a moment. For each request:
+`AfterResponse` is plain ASGI: an application around an application. It is the only file that knows
+both sides, and it decides when the tasks start. For each request:
 
 1. An empty hold joins the scope, as ``scope["minibg.background"]``. The handler adds tasks to it.
 2. The response head passes through ``send`` here. First the hold is *committed*, then the head goes
-   on. If the commit is refused, because the journal's disk is full for example, the client gets a
-   503 with ``Retry-After`` instead, and the rest of the application's response is discarded. Tasks
-   that are added while the body streams are committed before its last message.
-3. The application returns. On minibg's server ``send`` has returned from the last message when the
-   kernel had taken the last byte, so by now the response has left, and the hold is *released*.
-   [start.1]
+   on. If the commit is refused, for example because the journal's disk is full, the client gets a
+   503 with ``Retry-After`` instead, and the application's response is discarded. Tasks that are
+   added while the body streams are committed before its last message.
+3. The application returns. minibg's server returns from ``send`` of the last message once the
+   kernel has taken the last byte. So the response has left, and the hold is *released*. [start.1]
 
-**A promise is the head that left.** `Head` is what has become of the response head, and this value
-decides between release and drop, in the last lines of `AfterResponse._respond`:
+**A response head that has left commits the server to the tasks.** `Head` is the state of the
+response head. It decides between release and drop, in the last lines of `AfterResponse._respond`:
 
-- An application that raises before its head has left has its hold *dropped*, except for tasks that
-  run ``always``. [promise.1]
-- After the head has left, nothing drops its tasks: not an error in the stream or in the clean-up of
-  a dependency, not the client's end, and not the stop that cancels the response. [promise.4] A
-  response of status 500 whose application raises is the exception, see `Head.SERVER_ERROR`.
+- If the application raises before the head has left, the hold is *dropped*, except for tasks with
+  ``always=True``. [promise.1]
+- After the head has left, the tasks are never dropped: an error in the stream or in the clean-up of
+  a dependency, a disconnected client, or a stop that cancels the response does not change that.
+  [promise.4] A response of status 500 whose application raises is the exception, see
+  `Head.SERVER_ERROR`.
 - A client that leaves before the end of its response makes ``send`` raise an OSError (ASGI http
   2.4). The handler had answered, so its tasks run. [gone.1]
 
-Only what reaches this file counts. minibg's `App` drops the hold itself when it makes a response of
-an exception. Starlette and FastAPI make a response of an HTTPException deep inside: here it is a
-4xx like one that was returned, and the tasks run. Of any other exception they make a 500 and raise
-it again: then the tasks are dropped.
+This file sees only messages and exceptions. minibg's `App` drops the hold itself when it answers an
+exception with a response. Starlette and FastAPI turn an HTTPException into a response before it
+reaches this file: it looks like a returned 4xx, and the tasks run. They answer any other exception
+with a 500 and raise it again: then the tasks are dropped.
 
 **The pool lives inside the application's lifespan.** It is opened before the application starts up
 (which may add tasks), starts when the startup is complete, and is drained before the application
-hears of the shutdown, so that the tasks find everything open that they use. A pool that its owner
-has opened is left to its owner. A pool that was made here is made anew for each lifespan. An
-application that does not speak the lifespan protocol gets it spoken for it. Where no lifespan runs
-(``uvicorn --lifespan off``, an in-memory client), the first request opens the pool, and a warning
-says that it will not be drained.
+receives the shutdown, while the resources of the tasks are still open. A pool that was opened
+elsewhere is not stopped here. A pool that was made here is replaced for each lifespan. For an
+application without the lifespan protocol, the pool is opened and drained in the same way. Where no
+lifespan runs (``uvicorn --lifespan off``, an in-memory client), the first request opens the pool,
+and a warning says that it will not be drained.
 
-It works under any ASGI server, around any ASGI application. Only minibg's server gives the strict
-meaning of "has left": under uvicorn the last bytes may still be in the transport's buffer when the
+It works under any ASGI server, around any ASGI application. Only minibg's server guarantees that
+the last byte has left: under uvicorn the last bytes may still be in the transport's buffer when the
 tasks start.
 
-Rejected: running the tasks inside the response, as Starlette does. Every middleware can then
-interrupt them, and so can the server's idea of how long a request may take.
+Rejected: running the tasks inside the response, as Starlette does. Every middleware and every
+request timeout of the server could then interrupt them.
 """
 
 import asyncio
@@ -57,20 +57,20 @@ logger = SafeLogger("minibg.background")
 
 
 class Head(Enum):
-    """What has become of the head of a response."""
+    """The state of a response head."""
 
-    #: The application has not sent it.
+    #: The application has not sent the head.
     WAITING = auto()
-    #: It was passed on, and the server still holds it back: it answers with a 500 when the
-    #: application raises now.
+    #: The head was passed on, and the server still holds it back. If the application raises now,
+    #: the server answers with a 500.
     STARTED = auto()
-    #: It has left: the client has our word, and the tasks run.
+    #: The head has left, and the tasks run.
     LEFT = auto()
-    #: It has left with status 500. If the application raises now, as Starlette does, it was the
-    #: framework's answer to that exception, and the handler produced none. If the application
-    #: returns, it was a response like any other.
+    #: The head has left with status 500. If the application raises now, as Starlette does, the 500
+    #: was the framework's answer to that exception. If the application returns, the 500 was a
+    #: response like any other.
     SERVER_ERROR = auto()
-    #: The application sent it, and the client was gone. The handler had answered.
+    #: The application sent the head, but the client had disconnected. The tasks run.
     UNDELIVERED = auto()
     #: A 503 has left instead: the tasks could not be accepted.
     REPLACED = auto()
@@ -83,8 +83,8 @@ PROMISED = (Head.LEFT, Head.UNDELIVERED)
 class AfterResponse:
     """Run ``app``, and the tasks it adds to ``scope["minibg.background"]`` after its responses.
 
-    ``pool`` runs them; without one, ``options`` are those of `Pool`. A pool that is open already
-    stays its owner's to stop. Raises TypeError for options next to a pool.
+    ``pool`` runs the tasks; without it, a `Pool` is made with ``options``. A pool that is open
+    already must be stopped by its owner. Raises TypeError for options next to a pool.
     """
 
     def __init__(self, app: ASGIApp, pool: Pool | None = None, **options: Any) -> None:
@@ -114,11 +114,10 @@ class AfterResponse:
         except NotAccepted as refusal:
             if response.head is Head.WAITING:
                 await response.refuse(refusal)
-            elif response.head is not Head.REPLACED:  # Else it is answered.
+            elif response.head is not Head.REPLACED:  # Else a 503 has left.
                 raise
         finally:
-            # The application has returned or raised. This line decides about its tasks, whatever
-            # else has happened.
+            # The application has returned or raised. The head alone decides about its tasks.
             try:
                 if response.head in PROMISED:
                     await response.commit_late()
@@ -136,9 +135,7 @@ class AfterResponse:
             self.pool.start()
 
     def _renew(self) -> None:
-        """Make a new pool where the one that was made here belongs to an earlier lifespan or event
-        loop.
-        """
+        """Replace a pool that was made here for an earlier lifespan or event loop."""
         if self._options is not None and not self.pool.is_new:
             self.pool, self._starting = Pool(**self._options), asyncio.Lock()
 
@@ -172,10 +169,10 @@ class _Response:
         self._hold = hold
         self._send = send
         # minibg's server keeps the head back until the first message of the body (ASGI http allows
-        # it). An application that raises in between still becomes a clean 500, so the head has not
-        # left with its own message there.
+        # it). An application that raises in between is still answered with a 500, so the head has
+        # not left before the first message of the body.
         self._is_held_back = "minibg.stopping" in (scope.get("extensions") or ())
-        #: What the head is when it has left.
+        #: The state of the head once it has left.
         self._left = Head.LEFT
 
     async def send(self, message: Message) -> None:
@@ -220,15 +217,15 @@ class _Response:
         self.head = Head.STARTED if is_first and self._is_held_back else self._left
 
     def end(self) -> None:
-        """Note that the application has returned: a 500 that it has answered itself is a promise as
-        well.
+        """Note that the application has returned: its own 500 keeps the tasks like any other
+        response.
         """
         if self.head is Head.SERVER_ERROR:
             self.head = Head.LEFT
 
     async def commit_late(self) -> None:
-        """Commit the tasks that were added after the head; those that are refused are dropped, and
-        only those.
+        """Commit the tasks that were added after the head. Only tasks that are refused now are
+        dropped.
         """
         try:
             await self._hold.commit()
@@ -250,20 +247,20 @@ class _Response:
 
 
 class Stage(Enum):
-    """How far the lifespan conversation is."""
+    """The stage of the lifespan protocol."""
 
     #: The application has not answered the startup.
     STARTING = auto()
     #: It has started.
     STARTED = auto()
-    #: It said that its startup failed.
+    #: It reported that its startup failed.
     FAILED = auto()
     #: It was told to shut down.
     STOPPING = auto()
 
 
 class _Lifespan:
-    """The messages of the lifespan, with the moments of the pool put in."""
+    """The messages of the lifespan, which open, start and stop the pool on their way."""
 
     def __init__(self, pool: Pool, startup: Message, receive: Receive, send: Send) -> None:
         self.stage = Stage.STARTING
@@ -276,8 +273,8 @@ class _Lifespan:
         self._send = send
 
     async def open(self) -> None:
-        """Open the pool, unless its owner has. Raises JournalUnusable, and RuntimeError for a pool
-        that has stopped.
+        """Open the pool, unless its owner has opened it. Raises JournalUnusable, and RuntimeError
+        for a pool that has stopped.
         """
         self._owns_pool = self._pool.is_new
         if self._owns_pool:
@@ -307,7 +304,7 @@ class _Lifespan:
         await self._send(message)
 
     async def end(self) -> None:
-        """Complete the conversation for an application that does not speak it, or returned early."""
+        """Complete the lifespan of an application that does not support it, or returned early."""
         if self.stage is Stage.STARTING:
             await self.send({"type": "lifespan.startup.complete"})
         if self.stage is Stage.STARTED:
@@ -316,6 +313,6 @@ class _Lifespan:
             await self._send({"type": "lifespan.shutdown.complete"})
 
     async def close(self) -> None:
-        """Drain the pool, if it is this lifespan's."""
+        """Drain the pool if this lifespan opened it."""
         if self._owns_pool:
             await self._pool.stop()

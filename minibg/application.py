@@ -1,22 +1,22 @@
-"""The application that a name means: found, made, checked, and its errors told.
+"""Loading the application by its name, with errors for people.
 
-``minibg module:attribute`` names an application. Four things can be wrong with that, and each ends
-the start with `AppNotFound`, whose text is all that the user sees:
+``minibg module:attribute`` names an application. Four kinds of mistake are possible. Each ends the
+start with `AppNotFound`, and the user sees only its text:
 
-1. **The name.** A path instead of a module, or no attribute. The text says what to write.
-2. **The module is not there.** One line. It is one line only if the module that is missing *is* the
-   one that was named: a module that it imports is the user's business, with file and line.
-3. **The module raises**: on import, or where a handler is registered. The text begins with the file
-   and the line, as compilers do, and goes on with the traceback, reduced to the user's own frames.
+1. **The name.** A path instead of a module, or no attribute. The text suggests a name.
+2. **The module is not there.** The text is one line if the named module itself is missing. If one
+   of its imports is missing, the error is of the next kind, with file and line.
+3. **The module raises**: on import, or where a handler is registered. The text begins with file and
+   line, like a compiler's error, followed by the traceback, reduced to the user's own frames.
    Frames of minibg, of the standard library and of installed packages say nothing about the
-   mistake; ``--log-level debug`` logs them too. A factory that raises is told in the same way.
-4. **The attribute is no ASGI application.** ASGI 3 calls an application with (scope, receive, send).
-   The signature is compared with that before anything is served. Otherwise each request would be a
-   500, and the lifespan would be taken for one that is not supported. An object without a signature
-   that Python can read is believed.
+   mistake; ``--log-level debug`` logs them too. A factory that raises is reported in the same way.
+4. **The attribute is no ASGI application.** ASGI 3 calls an application with (scope, receive,
+   send). The signature is compared with that before anything is served. Otherwise each request
+   would be answered with a 500, and the lifespan would seem unsupported. An object without a
+   readable signature is accepted.
 
-Rejected: to call the attribute and look at what happens, as some servers do to find out about
-factories. It is the user's code, and may connect to a database.
+Rejected: calling the attribute to find out whether it is a factory, as some servers do. The call
+runs the user's code, which may connect to a database.
 """
 
 import importlib
@@ -31,12 +31,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-#: The folders whose frames are not the user's.
+#: The folders with code that is not the user's.
 FOREIGN = (
     Path(__file__).parent,
     *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
-#: How many applications of a module are suggested.
+#: The largest number of applications that are suggested.
 SUGGESTIONS = 3
 
 
@@ -65,7 +65,7 @@ def load(name: str, app_dir: str = ".") -> Any:
 
 
 def make(factory: Any, name: str = "the factory") -> Any:
-    """Call a factory. Raises AppNotFound when it is none, and when it raises; ``name`` is for the text."""
+    """Call a factory. Raises AppNotFound when it is no factory or raises; ``name`` is for the text."""
     if not callable(factory):
         raise AppNotFound(f"{name} is no factory but a {type(factory).__name__}")
     signature = _signature(factory)
@@ -82,7 +82,9 @@ def make(factory: Any, name: str = "the factory") -> Any:
 
 
 def checked(app: Any, name: str = "the application") -> Any:
-    """Return ``app`` if it is an ASGI application. Raises AppNotFound, and says in which way it is none."""
+    """Return ``app`` if it is an ASGI application. Raises an AppNotFound with the reason if it is
+    not.
+    """
     objection = objection_to(app)
     if objection is not None:
         raise AppNotFound(f"{name} {objection}")
@@ -96,7 +98,7 @@ def objection_to(app: Any) -> str | None:
     if not callable(app):
         return f"is a {type(app).__name__} and no ASGI application: it cannot be called"
     signature = _signature(app)
-    if isinstance(app, type) and not hasattr(app, "__await__"):  # With it, an instance can be the answer to a call.
+    if isinstance(app, type) and not hasattr(app, "__await__"):  # With it, the call returns an awaitable instance.
         return f"is a class: name an instance of it, app = {app.__name__}(...)"
     return None if signature is None or _takes(signature, 3) else _objection_to(signature)
 
@@ -120,7 +122,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _takes(signature: inspect.Signature, number: int) -> bool:
-    """Whether it can be called with so many positional arguments."""
+    """Return whether a callable accepts ``number`` positional arguments."""
     try:
         signature.bind(*range(number))
     except TypeError:
@@ -136,7 +138,7 @@ def _names(signature: inspect.Signature) -> str:
 
 
 def _corrected(module_name: str, attribute: str) -> str:
-    """Return what to write instead of a path, or of a name without an attribute."""
+    """Return a suggestion for a path, or for a name without an attribute."""
     path = re.sub(r"^(\./)+|\.py$", "", module_name.replace("\\", "/"))
     name = f"{path.strip('/').replace('/', '.') or 'module'}:{attribute or 'app'}"
     return f"did you mean {name}" if attribute else f"write module:attribute, such as {name}"
@@ -148,7 +150,9 @@ def _suggested(module: ModuleType) -> str:
 
 
 def _looks_like_one(name: str, value: Any) -> bool:
-    """Whether this is an instance or a coroutine function that can be served. Other functions are too many."""
+    """Return whether an instance or a coroutine function can be served. Other functions are too
+    many.
+    """
     is_function = inspect.isroutine(value) and not inspect.iscoroutinefunction(value)
     is_hidden = name.startswith("_") or isinstance(value, type) or is_function
     return not is_hidden and callable(value) and _signature(value) is not None and objection_to(value) is None
@@ -169,7 +173,9 @@ def _told(what: str, error: Exception) -> str:
 
 
 def _reduce(told: traceback.TracebackException, otherwise: list[traceback.FrameSummary]) -> None:
-    """Keep the user's own frames of an exception and of its causes; keep ``otherwise`` if it has none."""
+    """Keep the user's own frames of an exception and of its causes; keep ``otherwise`` if it has no
+    such frames.
+    """
     own = [frame for frame in told.stack if _is_own(frame.filename)]
     told.stack = traceback.StackSummary.from_list(own or otherwise)
     for other in (told.__cause__, told.__context__, *(told.exceptions or ())):

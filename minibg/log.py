@@ -1,11 +1,11 @@
 """A logger that never raises into the code that logs.
 
-Handlers of `logging` report their own errors and go on; filters do not: one that raises, such as
-``record.request_id = request_id.get()`` outside a request, raises out of ``logger.info(...)``. In a
-worker, in the stop, or in a callback of the event loop, that would end what logs: a logging filter
-could stop a queue. So `minibg` logs through an adapter around the standard logger. An exception on
-the way is printed to standard error, as `logging.Handler.handleError` does, and the record is lost;
-nothing else is.
+Handlers of `logging` catch and report their own errors; filters do not. An exception in a filter,
+such as ``record.request_id = request_id.get()`` outside a request, is raised by
+``logger.info(...)``. In a worker, in the stop, or in a callback of the event loop it would end the
+code that logs, so a filter could stop the queue. Therefore `minibg` logs through an adapter around
+the standard logger. It prints the exception to standard error, as `logging.Handler.handleError`
+does, and only the record is lost.
 
 The names stay those of `logging`: "minibg.background", "minibg.server" and "minibg.access" are
 ordinary loggers that an application configures in the ordinary way.
@@ -28,7 +28,7 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
         super().__init__(logging.getLogger(name))
 
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
-        """Log as `logging.Logger.log` does; print an exception of a filter or a handler to standard
+        """Log like `logging.Logger.log`; print an exception of a filter or a handler to standard
         error.
         """
         try:

@@ -1,10 +1,10 @@
-"""The log of the command: one formatter for people, one for programs.
+"""The log of the command, as text for people or as JSON for programs.
 
-`configure` is called by the command alone. `serve` and `run` leave logging to the program that calls
-them, which may use `JsonFormatter` for handlers of its own.
+Only the command calls `configure`. `serve` and `run` leave logging to the program that calls them,
+which may use `JsonFormatter` for handlers of its own.
 
-There are two kinds of records, those of requests (the logger "minibg.access") and all others, and
-one formatter writes both. As text, a record is its message. As JSON, it is one object a line::
+One formatter writes the access records (the logger "minibg.access") and all other records. As text,
+a record is its message. As JSON, it is one object a line::
 
     {"time": "2026-03-01T12:00:00+0000", "level": "INFO", "logger": "minibg.background",
      "message": "mail.send 019c... of POST /register: SUCCESSFUL after 0.120 s, attempt 1",
@@ -12,32 +12,31 @@ one formatter writes both. As text, a record is its message. As JSON, it is one 
 
 Rules of this file:
 
-- **Every attribute that a record got by ``extra=`` is a field.** A request has its
+- **Every attribute that a record gets from ``extra=`` is a field.** A request has its
   `minibg.server.access.PARTS`, a run has task, id, origin, attempt and event, and a line of the
-  application has the fields that the application gave it. No list of names is kept here.
-- A field of ``extra=`` that has the name of a field of this formatter ("time", "level", ...) gets an
-  underscore at its end. Neither of the two is lost.
-- An access record has no message: its fields say the same.
-- Each line is JSON that any parser reads. A value that JSON does not know is written as
-  ``str(value)``; NaN, a circle, or an object whose ``__str__`` raises is written as text, and the
-  record is not lost for it.
+  application has the fields that the application gave it. This file has no list of names.
+- A field of ``extra=`` that has the name of a field of this formatter ("time", "level", ...) gets
+  an underscore at its end. So both fields are kept.
+- An access record has no message, because its fields contain the same data.
+- Each line is JSON that any parser reads. A value of a type that JSON does not know is written as
+  ``str(value)``. NaN, a circular value and an object whose ``__str__`` raises are written as text,
+  so that the record is not lost.
 
-Rejected: to read from a context variable which task a line of the application belongs to. The
-application can do that with a filter of `logging`, and only for the lines that need it.
+Rejected: adding the current task, from a context variable, to each line of the application. A
+filter of `logging` in the application can do that for the lines that need it.
 """
 
 import json
 import logging
 
 TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-#: The attributes that each record has. All others come from ``extra=``. "taskName" is Python 3.12's.
+#: The attributes of each record. All others come from ``extra=``. Python 3.12 added "taskName".
 STANDARD = {*vars(logging.makeLogRecord({})), "asctime", "message", "taskName"}
 
 
 def configure(level: str, log_format: str) -> None:
     """Write the log of the process to standard error, from this level on, as "text" or as "json".
-
-    Handlers that the process has already stay as they are, as with `logging.basicConfig`.
+    Existing handlers are kept, as with `logging.basicConfig`.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT))
@@ -45,10 +44,10 @@ def configure(level: str, log_format: str) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON object a line.
+    """A formatter that writes each record as one line of JSON.
 
-    The fields: time (ISO 8601, with the offset from UTC), level, logger, message, those of
-    ``extra=``, and for an exception its traceback as one string.
+    The fields are time (ISO 8601, with the offset from UTC), level, logger, message, the fields of
+    ``extra=``, and the traceback of an exception as one string.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -1,12 +1,12 @@
-"""Pool, joint and server put together: `serve` for a program of your own, `run` for a process that
-does nothing else.
+"""Pool, joint and server together: `serve` for use inside a program, `run` for a process that only
+serves.
 
     async with serve(app, port=0, task_workers=4) as server:
         print(server.port, server.pool.statistics())
 
 `serve` wraps the application in `AfterResponse`, unless it is one already, and returns a `Server`
-that also knows the pool. It has no side effects on the process: no signal handlers, no logging, no
-exit. Two of them can be in one event loop.
+that also knows the pool. It sets no signal handlers, configures no logging, and never exits the
+process. Two servers can be in one event loop.
 
 `run` is what the command does. It imports the application by name (`minibg.application`), chooses
 the event loop (uvloop where it exists), and turns signals into phases of the stop.
@@ -14,26 +14,24 @@ the event loop (uvloop where it exists), and turns signals into phases of the st
 **The stop of a process**, from the first signal (SIGINT or SIGTERM) to the exit:
 
 1. No new connections; idle ones are closed.
-2. Responses in flight have ``graceful_timeout`` seconds. What is left is cancelled and has
-   `CANCEL_GRACE` seconds for its clean-up.
+2. Responses in flight have ``graceful_timeout`` seconds. The remaining ones are cancelled, with
+   `CANCEL_GRACE` seconds for their clean-up.
 3. The application shuts down. First the pool is drained, inside the lifespan: `background/drain.py`
    has its phases and deadlines. When the application fails to shut down, the stop goes on, and
    `run` raises `ShutdownFailed` at its end.
-4. The event loop is closed. Asyncio tasks that still run, of a library for example, are cancelled,
-   and left behind after `LEFT_BEHIND_SECONDS`.
+4. The event loop is closed. Asyncio tasks that still run, such as those of a library, are
+   cancelled, and left behind after `LEFT_BEHIND_SECONDS`.
 
-The second signal ends the phase that is waited for and goes on to the next; during the start it
-gives up the start. The third signal has its default effect and ends the process at once. [drain.9]
-Threads that do not end are not waited for either: the command names them and exits
-(`minibg.__main__`).
+The second signal ends the current phase of the stop and begins the next; during the start it
+cancels the start. The third signal has its default effect and ends the process at once. [drain.9]
+The command names threads that do not end, and exits without waiting for them (`minibg.__main__`).
 
 Each option of the command is a keyword of both functions, under the same name. They are read from
 `Server`, `Limits` and `Pool`, with one difference: ``workers`` of a `Pool` is ``task_workers``
-here, because a server's workers are processes everywhere else. For editors and type checkers they
-are written down once more, as `Options`; a test compares the two.
+here, because a server's workers are processes everywhere else. `Options` repeats them for editors
+and type checkers, and a test compares the two.
 
-Rejected: one signature with thirty keywords for each function. It would be the same list three
-times.
+Rejected: a signature with thirty keywords for each function. The same list would exist three times.
 """
 
 import asyncio
@@ -65,12 +63,13 @@ POOL: dict[str, Any] = {
     if name not in {"clock", "random"}
 }
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Seconds that asyncio tasks have to end when the event loop is closed, and asynchronous generators after them.
+#: Seconds that asyncio tasks, and then asynchronous generators, have to end when the event loop is
+#: closed.
 LEFT_BEHIND_SECONDS = 1.0
 
 
 class Options(TypedDict, total=False):
-    """The options of `serve` and `run`. Each one's default and meaning is where it comes from."""
+    """The options of `serve` and `run`. Defaults and meanings are in `Server`, `Limits` and `Pool`."""
 
     # Of `Server`.
     host: str
@@ -108,7 +107,7 @@ class Options(TypedDict, total=False):
 
 
 class ShutdownFailed(RuntimeError):
-    """The application has not shut down in order. What it said is in the log."""
+    """The application failed to shut down. Its error is in the log."""
 
 
 class TaskServer(Server):
@@ -123,11 +122,11 @@ class TaskServer(Server):
 
     @property
     def shutdown_failed(self) -> bool:
-        """Whether the application failed to shut down: it said so, or it raised."""
+        """Whether the application reported a failed shutdown, or raised during the shutdown."""
         return self._lifespan.shutdown_failed
 
     def hurry(self) -> None:
-        """End the phase of the stop that is waited for: one of the drain, or one of the server."""
+        """End the current phase of the stop, in the pool's drain or in the server."""
         if self.pool.is_draining:
             self.pool.hurry()
         else:
@@ -144,9 +143,9 @@ def serve(
     - ``options``: the keywords of `Server` (``host``, ``port``, ``uds``, ``fd``, ...), of `Limits`
       and of `Pool`, with ``task_workers`` for the pool's ``workers``.
 
-    Raises TypeError for an option that does not exist and for what is no ASGI application,
-    ValueError for a value that makes no sense. Entering raises OSError when the address cannot be
-    bound, and StartupFailed when the application says so.
+    Raises TypeError for an unknown option and for an object that is no ASGI application, ValueError
+    for an invalid value. Entering raises OSError when the address cannot be bound, and
+    StartupFailed when the application reports a failed startup.
     """
     objection = objection_to(app)
     if objection is not None:
@@ -181,11 +180,13 @@ def run(
 ) -> None:
     """Serve an application until a signal stops it. Blocks; ``options`` are those of `serve`.
 
-    - ``app``: the application, or where it is: ``"module:attribute"``, looked for in ``app_dir`` first.
-    - ``factory``: call it to get the application.
+    - ``app``: the application, or its name ``"module:attribute"``, which is searched in ``app_dir``
+      first.
+    - ``factory``: whether ``app`` is a function that returns the application.
     - ``loop``: the event loop; "auto" is uvloop where it is installed.
 
-    Raises AppNotFound when there is none, ShutdownFailed after the stop, and the errors of `serve`.
+    Raises AppNotFound when there is no such application, ShutdownFailed after the stop, and the
+    errors of `serve`.
     """
     name = app if isinstance(app, str) else "the factory" if factory else "the application"
     found: Any = load(app, app_dir) if isinstance(app, str) else app
@@ -208,7 +209,7 @@ async def _serve_until_signalled(server: TaskServer) -> None:
     starting = loop.create_task(server.start())
 
     def on_signal() -> None:
-        if not signalled.is_set():  # The first. While the application starts, the stop begins when it has.
+        if not signalled.is_set():  # The first. During the startup, the stop begins after the startup.
             signalled.set()
             return
         for number in STOP_SIGNALS:  # The second; the third has its default effect.
@@ -232,7 +233,7 @@ async def _serve_until_signalled(server: TaskServer) -> None:
 
 
 def _close(loop: asyncio.AbstractEventLoop) -> None:
-    """Close an event loop without waiting for what does not end.
+    """Close an event loop without waiting for tasks and threads that do not end.
 
     `asyncio.Runner` waits without limit for each asyncio task that swallows its cancellation, and for each thread of the
     default executor, such as one that sits in ``asyncio.to_thread``.
@@ -247,7 +248,7 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def loop_factory(name: Literal["auto", "asyncio", "uvloop"]) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Choose the event loop: with "auto" uvloop where it is installed."""
+    """Return the factory of the event loop; "auto" is uvloop where it is installed."""
     if name == "asyncio":
         return asyncio.new_event_loop
     try:

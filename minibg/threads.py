@@ -1,35 +1,34 @@
 """Threads for calls that would block the event loop: daemons, bounded, with errors and contexts
 carried across.
 
-`background` has one set of them for sync tasks, `web` one for sync handlers, and the journal a
-single thread for its file. They are separate on purpose, so that no number of blocked tasks delays
-a handler [threads.1]: Starlette runs sync tasks in the threads
-of its sync handlers, forty in all, and the fortieth blocked task stops every sync handler
-(measured: 1 ms becomes 1.8 s).
+`background` has threads for sync tasks, `web` has threads for sync handlers, and the journal has
+one thread for its file. They are separate, so that no number of blocked tasks delays a handler
+[threads.1]. Starlette runs sync tasks in the forty threads of its sync handlers, so forty blocked
+tasks stop every sync handler (measured: 1 ms becomes 1.8 s).
 
 The rules of this file:
 
-- **Daemons.** A thread cannot be stopped from outside, and one that hangs in a system call must not
-  keep the process from exiting. `concurrent.futures` joins its threads at exit, so one stuck call
-  keeps the process for ever; asyncio's default executor is one of those, and every library shares
-  it.
+- **Daemons.** A thread cannot be stopped from outside, and a thread that hangs in a system call
+  must not keep the process from exiting. `concurrent.futures` joins its threads at exit, so one
+  stuck call keeps the process running for ever. asyncio's default executor does so too, and is
+  shared with every library.
 - **Bounded.** A thread is started when there are more calls than threads, up to ``limit``. Further
   calls are queued. A pool's limit is the number of its workers [threads.2].
-- **Counted on the loop.** The loop's thread counts, the other threads work, and a
-  `queue.SimpleQueue` lies between them. No count has two writers, so nothing is locked.
+- **Counted on the loop.** Only the loop's thread counts, and a `queue.SimpleQueue` passes the calls
+  to the other threads. No count has two writers, so no lock is needed.
 - **One crew per loop.** Threads, queue and counts belong to one event loop and end with it. A call
-  that is stuck when its loop ends, or when the threads are closed, delays no later call, and two
-  loops in two threads do not meet.
-- **Results in batches.** The thread that finishes first wakes the loop, once, and the loop collects
-  every result that has arrived by then. ``run_in_executor`` wakes the loop for each call: 10
-  microseconds of its time, here 0.4 to 1 (measured).
+  that is stuck when its loop ends, or when the threads are closed, delays no later call. Two loops
+  in two threads share nothing.
+- **Results in batches.** The first thread that finishes wakes the loop once, and the loop collects
+  all results that have arrived by then. It costs the loop 0.4 to 1 microseconds a call, against 10
+  with ``run_in_executor``, which wakes the loop for each call (measured).
 - **Contexts.** A call runs in the context it is given, by default in a copy of the caller's.
 - **Cancellation.** A call whose future is cancelled before a thread takes it is never made. A call
   that has begun cannot be stopped; its result is discarded.
 
 CPU-bound calls share the interpreter with the event loop, which may wait for the switch interval (5
 ms) each time it wants to run. A single C call that keeps the interpreter's lock, such as
-``json.loads`` of a large text, blocks the event loop from here too.
+``json.loads`` of a large text, blocks the event loop even from a thread.
 """
 
 import asyncio
@@ -45,11 +44,11 @@ from typing import Any, TypeVar, TypeVarTuple
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
-#: Seconds between two checks whether the loop is still open, in a thread that waits for it. Only a
-#: process that is ending gets that far, so the number bounds how long such a thread lingers, and
-#: nothing else.
+#: Seconds between two checks whether the loop is still open, in a thread that waits for it. In
+#: practice only a process that is ending closes its loop, so this bounds how long the thread
+#: lingers.
 LOOP_CHECK_SECONDS = 1.0
-#: The value of `next` for an iterator that has ended: a StopIteration cannot pass through a future.
+#: The default of `next` at the end of an iterator: a StopIteration cannot pass through a future.
 END: Any = object()
 
 
@@ -92,11 +91,11 @@ class Threads:
         return await self.call(partial(function, *args, **kwargs))
 
     async def iterate(self, iterable: Iterable[T]) -> AsyncGenerator[T, None]:
-        """Yield the items of ``iterable``, each fetched in a thread. Close a generator there if its
-        reader stops early.
+        """Yield the items of ``iterable``, each fetched in a thread. If the reader stops early,
+        close a generator in a thread.
 
         A reader that is cancelled while a thread is inside the generator cannot close it. The
-        generator is then closed when that thread lets go of it.
+        generator is then closed when that thread releases it.
         """
         iterator = iter(iterable)
         try:
@@ -110,8 +109,8 @@ class Threads:
     def close(self) -> None:
         """End the threads of this event loop, each after the calls that are queued.
 
-        It waits for none of them. A later call starts new threads. Those of loops that are closed
-        end too.
+        Does not wait for them. A later call starts new threads. The threads of closed loops are
+        ended too.
         """
         running = asyncio._get_running_loop()  # noqa: SLF001 - documented, and None outside a loop.
         for loop in list(self._crews):
@@ -120,9 +119,7 @@ class Threads:
 
 
 class _Crew:
-    """The threads of one event loop, the calls on their way to them, and the results on their way
-    back.
-    """
+    """The threads of one event loop, the queued calls, and the results to be collected."""
 
     __slots__ = ("calls", "finished", "loop", "notified", "started", "unfinished")
 
@@ -130,11 +127,11 @@ class _Crew:
         self.loop = loop
         #: The loop's thread writes both counts.
         self.started = self.unfinished = 0
-        #: From the loop's thread to the others; None ends the thread that takes it.
+        #: Calls from the loop's thread to the other threads; None ends the thread that takes it.
         self.calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
-        #: From the threads to the loop's: the future, with a value or with an exception.
+        #: Results from the threads to the loop's thread: a future, and a value or an exception.
         self.finished: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
-        #: The loop has been woken and has not collected yet.
+        #: Whether the loop has been woken and has not collected the results yet.
         self.notified = False
 
     def start_thread(self, name: str) -> None:
@@ -164,7 +161,7 @@ class _Crew:
                 self.end_threads()
 
     def _collect(self) -> None:
-        self.notified = False  # First: a thread that appends from here on wakes the loop once more.
+        self.notified = False  # First, so that a thread that appends from here on wakes the loop again.
         while self.finished:
             future, value, error = self.finished.popleft()
             self.unfinished -= 1
@@ -189,8 +186,8 @@ def on_loop(loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], T], *args
     """Call ``function(*args)`` on the thread of ``loop``, from another thread, and return its
     result or raise its error.
 
-    A sync handler adds its tasks this way. A lock around every transition, for the sake of the rare
-    call from another thread, was rejected: state that only one thread touches needs no proof.
+    A sync handler adds its tasks this way. Rejected: a lock around every transition. Calls from
+    other threads are rare, and state that only one thread touches needs no lock.
 
     Raises RuntimeError when the loop is closed before the call is made.
     """

@@ -62,8 +62,8 @@ class Attempt:
     warned: bool = False
 
     def cancel(self, reason: CancelReason) -> bool:
-        """Cancel the attempt, unless it is cancelled already. Return whether this call cancelled
-        it.
+        """Tell the attempt to end, unless it was told before. Return whether this call was the
+        first.
 
         The first reason stays [cancel.2], and an attempt is interrupted only once. So a timeout
         during the clean-up neither retries a run that was cancelled on request, nor marks a run
