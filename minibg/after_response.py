@@ -192,15 +192,15 @@ class _Response:
 
     async def _commit(self, message: Message) -> None:
         """Commit the hold before the head. Raises NotAccepted."""
-        # Starlette and FastAPI answer every exception with a 500, also a QueueFull that the handler
-        # has not caught. It is raised here again, and becomes a 503.
+        # Starlette and FastAPI answer an uncaught QueueFull with a 500. It is raised again here, so
+        # that the client gets a 503.
         cause = sys.exception() if message.get("status") == 500 else None
         if isinstance(cause, NotAccepted):
             raise cause
         await self._hold.commit()
 
     async def _pass_on(self, message: Message) -> None:
-        """Send a message to the server, and note what becomes of the head by that."""
+        """Send a message to the server, and update the state of the head."""
         is_first = self.head is Head.WAITING
         if is_first and message.get("status") == 500:
             self._left = Head.SERVER_ERROR
@@ -210,8 +210,8 @@ class _Response:
             self.head = Head.UNDELIVERED
             raise
         except asyncio.CancelledError:
-            # The stop came while the kernel had not taken the first part of the body. The server
-            # had written the head before that.
+            # The stop came before the kernel had taken the first part of the body. The head was
+            # written already.
             self.head = self._left if self.head is Head.STARTED else self.head
             raise
         self.head = Head.STARTED if is_first and self._is_held_back else self._left

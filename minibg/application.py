@@ -8,7 +8,7 @@ start with `AppNotFound`, and the user sees only its text:
    of its imports is missing, the error is of the next kind, with file and line.
 3. **The module raises**: on import, or where a handler is registered. The text begins with file and
    line, like a compiler's error, followed by the traceback, reduced to the user's own frames.
-   Frames of minibg, of the standard library and of installed packages say nothing about the
+   Frames of minibg, of the standard library and of installed packages do not help to find the
    mistake; ``--log-level debug`` logs them too. A factory that raises is reported in the same way.
 4. **The attribute is no ASGI application.** ASGI 3 calls an application with (scope, receive,
    send). The signature is compared with that before anything is served. Otherwise each request
@@ -41,7 +41,7 @@ SUGGESTIONS = 3
 
 
 class AppNotFound(Exception):
-    """There is no application under this name; the text says what is missing."""
+    """There is no application with this name; the message has the reason."""
 
 
 def load(name: str, app_dir: str = ".") -> Any:

@@ -1,6 +1,6 @@
 """Admission: which runs the queue accepts, and when that becomes final.
 
-A run passes these steps. A hold takes them one by one, as its response proceeds; ``enqueue`` takes
+A run passes these steps. A hold makes them one by one, as its response proceeds; ``enqueue`` makes
 them all at once.
 
 1. `add`: the run gets a slot and is entered in the ledger as HELD. Without a free slot `QueueFull`

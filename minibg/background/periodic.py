@@ -10,8 +10,8 @@ The rules:
 - The next moment is computed from the schedule, not from the end of the run: a task that takes 3 s
   and runs every 60 s stays on the minute.
 - A missed moment is counted, and not made up for. The causes are an unfinished run, a full queue,
-  and an event loop or machine that slept over several moments. A journal on disk does not keep
-  these runs, because a missed one is not made up for.
+  and an event loop or machine that slept over several moments. For the same reason a journal on
+  disk does not keep these runs: the next start would make up for a missed moment.
 
 Cron expressions are not here: a library's trigger (APScheduler has one) computes the next moment,
 and ``run_at`` takes it.

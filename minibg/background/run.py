@@ -88,7 +88,7 @@ class StoredRun:
 
     #: Positional and keyword arguments as JSON.
     arguments_json: str
-    #: The options that differ from those of the task, as a JSON object.
+    #: The options of this run that differ from the options of the task, as a JSON object.
     option_overrides: str = "{}"
     #: The number of its row, in order of acceptance; None while it is neither in the file nor on
     #: its way there.

@@ -3,8 +3,8 @@ queue.
 
 The queue is bounded by a count of slots, not by its length. A run has its slot from ``add_task``
 on, long before it is queued, and ``held + ready + waiting <= limit`` holds at every moment.
-[bounded.1] So a full queue is noticed while the handler can still answer with an error. Every run
-in these three statuses has a slot.
+[bounded.1] So a full queue is noticed while the handler can still answer with an error. Every held,
+ready or waiting run has a slot.
 
 The rules:
 

@@ -143,8 +143,7 @@ class Task(Generic[P, R]):
         """Return a copy with other options: the options of `task`, and ``delay`` (seconds),
         ``run_at`` (datetime), ``always``.
 
-        Raises TypeError for an option that does not exist, ValueError for a value that makes no
-        sense.
+        Raises TypeError for an unknown option, ValueError for an invalid value.
         """
         return replace(self, options=replace(self.options, **changes))
 
@@ -165,8 +164,8 @@ def task(function: Any = None, /, *, name: str | None = None, **options: Unpack[
       ``using(key=...)``.
     - ``durable``: False keeps its runs out of the pool's journal.
 
-    Raises ValueError when another function has the name already or an option makes no sense,
-    TypeError for an object that cannot be run.
+    Raises ValueError when another function has the name already or an option is invalid, TypeError
+    for an object that cannot be run.
     """
     if function is None:
         return lambda function: _register(function, name, Options(**options))
