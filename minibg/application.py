@@ -11,9 +11,9 @@ start with `AppNotFound`, and the user sees only its text:
    Frames of minibg, of the standard library and of installed packages do not help to find the
    mistake; ``--log-level debug`` logs them too. A factory that raises is reported in the same way.
 4. **The attribute is no ASGI application.** ASGI 3 calls an application with (scope, receive,
-   send). The signature is compared with that before anything is served. Otherwise each request
-   would be answered with a 500, and the lifespan would seem unsupported. An object without a
-   readable signature is accepted.
+   send). The signature is checked for that before the first request. Otherwise each request would
+   be answered with a 500, and the lifespan would seem unsupported. An object without a readable
+   signature is accepted.
 
 Rejected: calling the attribute to find out whether it is a factory, as some servers do. The call
 runs the user's code, which may connect to a database.

@@ -4,7 +4,7 @@ Only the command calls `configure`. `serve` and `run` leave logging to the progr
 which may use `JsonFormatter` for handlers of its own.
 
 One formatter writes the access records (the logger "minibg.access") and all other records. As text,
-a record is its message. As JSON, it is one object a line::
+a record is its message. As JSON, a record is one object on one line::
 
     {"time": "2026-03-01T12:00:00+0000", "level": "INFO", "logger": "minibg.background",
      "message": "mail.send 019c... of POST /register: SUCCESSFUL after 0.120 s, attempt 1",

@@ -27,10 +27,10 @@ RUNNING, told to end      makes a new run: the first one gives up its key when i
 finished                  makes a new run.
 ========================  ==========================================================================
 
-The options of the first run stand, whatever the second add says (retry, timeout, priority, delay),
-with two exceptions. ``always=True`` applies to the hold whose task has that option: this hold does
-not drop the run. And a durable and a non-durable task (``durable=False``) never share a run,
-because one of the two callers would not get the durability that it asked for.
+The options of the first run apply (retry, timeout, priority, delay), and those of the second add
+are ignored, with two exceptions. ``always=True`` applies to the hold whose task has that option:
+this hold does not drop the run. And a durable and a non-durable task (``durable=False``) never
+share a run, because one of the two callers would not get the durability that it asked for.
 
 All methods are for the event loop's thread.
 """
@@ -119,7 +119,7 @@ class Admission:
         self.slots.free(run)
         return True
 
-    # --- runs that a journal gives back ---
+    # --- runs restored from a journal ---
 
     def restore(self, batch: Sequence[Run]) -> None:
         """Enter the runs of a batch that an earlier process accepted, as HELD. They may exceed the

@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class PoolState(Enum):
-    """The state of a pool. The value completes an error message that begins with "the pool"."""
+    """The state of a pool. The value is the predicate of an error message about the pool."""
 
     NEW = "is not running yet: use it with 'async with', or serve an application with it"
     OPEN = "accepts tasks"
@@ -247,8 +247,8 @@ class Pool:
     @overload
     async def aenqueue(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
     async def aenqueue(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskResult[Any]:
-        """Like `enqueue`, but wait for a free slot and, with a journal, until the run is on disk.
-        [bounded.9]
+        """Enqueue as `enqueue` does, but wait for a free slot and, with a journal, until the run is
+        on disk. [bounded.9]
 
         There is no time limit: set one with ``asyncio.timeout``. Raises TypeError, PoolStopped,
         JournalFailed.
@@ -296,7 +296,7 @@ class Pool:
             result = self._ledger.get(id)  # Not finished: the journal has it, and its task is not registered here.
             return CancelOutcome.FINISHED if result is not None and result.is_finished else CancelOutcome.UNKNOWN
         if run.result.status is not TaskStatus.RUNNING:
-            self._queue.remove(run)  # First: a drain compares the number of unfinished runs with those set aside.
+            self._queue.remove(run)  # First: a drain compares the numbers of unfinished and set-aside runs.
             self._ledger.note(run, Event.CANCEL)
             self._slots.free(run)
             return CancelOutcome.CANCELLED
@@ -393,7 +393,7 @@ class Pool:
             return f"{request.id} cannot be cancelled: {outcome.value}" if refused else None
         try:
             await self.retry(request.id)
-        except Exception as error:  # noqa: BLE001 - the next request is served all the same.
+        except Exception as error:  # noqa: BLE001 - the next request is served anyway.
             return str(error)
         return None
 

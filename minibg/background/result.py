@@ -231,7 +231,7 @@ class TaskResult(Generic[T]):
                 async with asyncio.timeout(timeout):
                     await waiter
             finally:
-                if self._waiters is not None:  # So repeated calls with a timeout leave nothing behind.
+                if self._waiters is not None:  # Repeated calls with a timeout must not accumulate.
                     self._waiters.remove(waiter)
         return self
 

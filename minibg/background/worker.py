@@ -113,7 +113,7 @@ class Workers:
             wait_seconds = None
             try:
                 wait_seconds = await self._try(run)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the worker goes on.
+            except Exception as error:  # noqa: BLE001 - the worker survives every exception.
                 self._fail_by_last_resort(run, error)
             if wait_seconds is not None and batch.runs:  # Else its runs were cancelled during the claim.
                 self._queue.defer(batch, wait_seconds)
