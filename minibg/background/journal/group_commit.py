@@ -135,7 +135,7 @@ class DiskJournal:
             await asyncio.wait({released}, timeout=OPEN_SECONDS)
             raise
         if unknown:
-            logger.warning("%s keeps what cannot be run: %s", self._path, ", ".join(unknown))
+            logger.warning("%s keeps runs that cannot be run: %s", self._path, ", ".join(unknown))
         self._writer = asyncio.create_task(self._write_groups(), name="minibg-journal", context=contextvars.Context())
         self._timer = self._clock.call_later(TICK_SECONDS, self._tick)
         return batches
