@@ -153,7 +153,7 @@ def _leave(code: int) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
     left = [thread.name for thread in threads if thread.is_alive()]
     if left:
-        logging.getLogger("minibg").error("left behind, still at work: %s", ", ".join(left))
+        logging.getLogger("minibg").error("threads still run, and are left behind: %s", ", ".join(left))
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)

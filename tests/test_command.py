@@ -552,7 +552,7 @@ def test_a_shutdown_that_is_said_to_have_failed_ends_with_3_whatever_threads_are
     assert messages(minibg.lines)[-3:] == [
         "ERROR minibg.server: the application failed to shut down: cannot flush",
         "INFO minibg.server: stopped",
-        "ERROR minibg: left behind, still at work: stuck",
+        "ERROR minibg: threads still run, and are left behind: stuck",
     ]
 
 
@@ -666,7 +666,7 @@ def test_a_request_in_a_thread_does_not_keep_the_process(folder: Path, loop: str
             minibg.until("task started")
             minibg.signal()
             assert minibg.ended() == 0
-    assert re.search(r"left behind, still at work: (asyncio|uvloop)_0$", minibg.lines[-1])
+    assert re.search(r"threads still run, and are left behind: (asyncio|uvloop)_0$", minibg.lines[-1])
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -102,7 +102,7 @@ class Lifespan:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=CANCEL_GRACE)
             if not self._task.done():
-                logger.error("the lifespan of the application does not end when cancelled; it is left behind")
+                logger.error("the lifespan of the application does not end when cancelled; it is left running")
 
     async def _run(self) -> None:
         asgi = {"version": "3.0", "spec_version": "2.0"}
@@ -113,7 +113,7 @@ class Lifespan:
             await self._app(scope, self._inbox.get, self._send)
         except BaseException as error:  # No application ends the server.
             if not self._answer and isinstance(error, Exception):
-                logger.info("the application does not speak lifespan: %r", error)
+                logger.info("the application does not support lifespan: %r", error)
                 return
             self.hurry("the application raised " + "".join(traceback.format_exception_only(error)).strip())
             # The application has reported this failure already, or this server has cancelled it.

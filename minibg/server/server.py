@@ -315,7 +315,7 @@ class Server:
             await self._ended(asyncio.wait(running), CANCEL_GRACE)
         for task in running:
             if not task.done():
-                logger.error("does not end when cancelled, and is left behind: %r", task)
+                logger.error("a request does not end when cancelled, and is left running: %r", task)
         for connection in tuple(service.connections):
             connection.reset()
 

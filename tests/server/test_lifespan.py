@@ -159,7 +159,7 @@ async def test_an_application_that_does_not_end_is_left_behind(
     async with serving(app) as server:
         pass
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [
-        "the lifespan of the application does not end when cancelled; it is left behind"
+        "the lifespan of the application does not end when cancelled; it is left running"
     ]
     end.set()
     assert server._lifespan._task is not None
@@ -335,7 +335,7 @@ async def test_a_startup_that_swallows_its_cancellation_is_left_behind(
         start.cancel()
     with pytest.raises(StartupFailed if how == "hurry" else asyncio.CancelledError):
         await asyncio.wait_for(start, 5)
-    assert errors(caplog) == ["the lifespan of the application does not end when cancelled; it is left behind"]
+    assert errors(caplog) == ["the lifespan of the application does not end when cancelled; it is left running"]
     with pytest.raises(ConnectionRefusedError):
         await Client.to(server)
     end.set()

@@ -179,8 +179,8 @@ async def test_an_application_that_swallows_its_cancellation_is_left_behind(
         client = await Client.to(server)
         await client.send(GET)
         await running.wait()
-    assert [r.getMessage()[:53] for r in caplog.records if r.levelno >= logging.ERROR] == [
-        "does not end when cancelled, and is left behind: <Tas"
+    assert [r.getMessage()[:64] for r in caplog.records if r.levelno >= logging.ERROR] == [
+        "a request does not end when cancelled, and is left running: <Tas"
     ]
     end.set()
     await asyncio.wait_for(gone.wait(), 5)
@@ -232,7 +232,7 @@ async def test_hurry_goes_on_to_the_next_phase_whatever_the_application_swallows
         for client in clients:
             client.writer.close()
     complaints = [record.getMessage()[:42] for record in caplog.records if record.levelno == logging.ERROR]
-    assert complaints.count("does not end when cancelled, and is left b") == 1  # the thread's request did end
+    assert complaints.count("a request does not end when cancelled, and") == 1  # the thread's request did end
 
 
 async def test_a_stop_ends_within_the_sum_of_its_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def encode_call(run: Run) -> None:
         )
     key = run.options.key
     if key is not None and ("\0" in key or key.encode(errors="replace").decode() != key):
-        raise TypeError(f"key={key!r} is no text that a file can hold")
+        raise TypeError(f"key={key!r} is not a text that the journal can store")
     text, (args, kwargs) = _encode_arguments(run)
     overrides = "{}" if run.options is task.options else encode_overrides(run.options, task.options)
     run.function, run.args, run.kwargs = called, tuple(args), kwargs

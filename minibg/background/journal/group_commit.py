@@ -39,11 +39,11 @@ Most runs take three writes: an insert, a claim, an end. READY has no write of i
 claim implies it. Only if no worker claims a run within `TICK_SECONDS`, READY is written at the next
 tick.
 
-**Guarantees of the writer.** Only `close` ends it. If a group fails, for any reason, the commits
-and claims that wait for it get JournalFailed, and its ends and updates are written with the next
-group. If the writer is cancelled, because the event loop ends, all waiting and all later commits
-get JournalFailed. A commit waits for at most two groups. A group waits for a lock of another
-process for at most `file.BUSY_SECONDS`.
+**Guarantees of the writer.** Only `close` ends it. If a part of a group fails, for any reason, the
+commits or claims that wait for this part get JournalFailed; unwritten ends and updates go into the
+next group. If the writer is cancelled, because the event loop ends, all waiting and all later
+commits get JournalFailed. A commit waits for at most two groups. A group waits for a lock of
+another process for at most `file.BUSY_SECONDS`.
 
 **The end.** `close` is bounded. If the disk hangs, the thread is left running with the unwritten
 changes. Waiting commits get JournalFailed, and their outcome is not known. The lock of the file is
@@ -135,7 +135,7 @@ class DiskJournal:
             await asyncio.wait({released}, timeout=OPEN_SECONDS)
             raise
         if unknown:
-            logger.warning("%s keeps what cannot be run: %s", self._path, ", ".join(unknown))
+            logger.warning("%s keeps runs that cannot be run: %s", self._path, ", ".join(unknown))
         self._writer = asyncio.create_task(self._write_groups(), name="minibg-journal", context=contextvars.Context())
         self._timer = self._clock.call_later(TICK_SECONDS, self._tick)
         return batches

@@ -65,8 +65,8 @@ CIRCULAR.append(CIRCULAR)
         (play, (datetime(2026, 1, 1),), "argument name of play"),
         (functools.partial(play, ANYTHING), (), "argument name of play"),
         (insist.using(retry=Retry(on=(KeyError,))), ("a",), "other exceptions than the task's own"),
-        (play.using(key="\ud800"), ("a",), "no text that a file can hold"),
-        (play.using(key="a\0b"), ("a",), "no text that a file can hold"),
+        (play.using(key="\ud800"), ("a",), "not a text that the journal can store"),
+        (play.using(key="a\0b"), ("a",), "not a text that the journal can store"),
     ],
 )
 def test_a_call_that_would_not_come_back_is_refused_and_names_the_culprit(
@@ -81,7 +81,7 @@ def test_a_call_that_would_not_come_back_is_refused_and_names_the_culprit(
 def test_a_key_of_the_decorator_is_checked_too() -> None:
     """On the old code it was not: every group with such a run was refused, and its innocent neighbours with it."""
     keyed = task(name="keyed", key="\ud800")(local)
-    with pytest.raises(TypeError, match="no text that a file can hold"):
+    with pytest.raises(TypeError, match="not a text that the journal can store"):
         encoded(keyed, 1)
 
 

@@ -782,7 +782,7 @@ def test_rows_that_cannot_be_run_are_kept_and_reported_and_run_when_they_can_be(
         row | {"status": "READY", column: value} | (crashed if status == "RUNNING" else {})
         for row, (status, column, value) in zip(before, EDITS, strict=True)
     ]
-    [report] = [line for line in stderr.splitlines() if "keeps what cannot be run" in line]
+    [report] = [line for line in stderr.splitlines() if "keeps runs that cannot be run" in line]
     assert [row["id"] for row in before if row["id"] not in report] == []
     assert "\nERROR forged" not in stderr
     for row, (_, column, value) in zip(before, EDITS, strict=True):

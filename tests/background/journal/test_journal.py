@@ -946,7 +946,7 @@ async def test_a_row_that_cannot_be_run_is_kept_and_named_and_runs_when_it_can_b
         assert (known := pool.get(unknown.id)) is not None
         assert not known.is_finished
     (warning,) = [message for level, message in disk_messages(caplog, path) if level == "WARNING"]
-    assert warning.startswith("keeps what cannot be run: ")
+    assert warning.startswith("keeps runs that cannot be run: ")
     assert (unknown.id in warning, spoilt.id in warning) == (True, True)
     TASKS["play"] = play
     change(path, "UPDATE runs SET arguments = '[[\"b\"], {}]' WHERE id = ?", spoilt.id)
