@@ -217,10 +217,12 @@ class _Response:
         self.head = Head.STARTED if is_first and self._is_held_back else self._left
 
     def end(self) -> None:
-        """Note that the application has returned: its own 500 keeps the tasks like any other
-        response.
+        """Note that the application has returned: its head is a promise, whatever has become of it.
+
+        A framework that stops a stream because its client has gone returns too: the handler had
+        answered.
         """
-        if self.head is Head.SERVER_ERROR:
+        if self.head in (Head.STARTED, Head.SERVER_ERROR):
             self.head = Head.LEFT
 
     async def commit_late(self) -> None:

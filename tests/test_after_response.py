@@ -237,6 +237,19 @@ async def test_an_exception_drops_the_tasks_unless_the_head_has_left(
         assert pool.statistics().slots_taken == 0
 
 
+async def test_an_application_that_returns_after_its_head_alone_keeps_its_tasks() -> None:
+    """Starlette ends a stream so when its client has gone before the first part of the body."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+
+    async with Pool() as pool:
+        exchange = Exchange()
+        await exchange.run(AfterResponse(adding(exchange, work, then=app), pool), **HOLDS_BACK)
+        await pool.idle()
+        assert exchange.statuses == [SUCCESSFUL]
+
+
 async def test_a_response_that_is_cancelled_after_its_head_keeps_its_tasks() -> None:
     """The stop cancels responses that take too long; a client has the head of this one."""
     async with Pool() as pool:
