@@ -196,15 +196,16 @@ class Ledger:
         return follower
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until ``condition()`` is true. It is evaluated now, and after every transition."""
-        if condition():
-            return
-        waiting = (condition, asyncio.get_running_loop().create_future())
-        self._conditions.append(waiting)
-        try:
-            await waiting[1]
-        finally:
-            self._conditions.remove(waiting)
+        """Wait until ``condition()`` is true. It is evaluated now, and after every transition; and
+        once more when the caller is awake: another asyncio task may have added a run before it.
+        """
+        while not condition():
+            waiting = (condition, asyncio.get_running_loop().create_future())
+            self._conditions.append(waiting)
+            try:
+                await waiting[1]
+            finally:
+                self._conditions.remove(waiting)
 
     def recheck(self) -> None:
         """Evaluate the conditions of the waiting callers, after a change that is not a transition."""

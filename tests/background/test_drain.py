@@ -426,3 +426,21 @@ async def test_the_report_has_one_line_for_each_run_that_did_not_finish_and_a_su
 def test_a_line_of_the_report_cannot_be_ended_by_a_client() -> None:
     line = Unfinished("id", "name", "GET /a\nb", 1.0, TaskStatus.HELD, TaskStatus.LOST)
     assert str(line) == r"name id of GET /a\nb, 1.0 s old, was HELD: LOST"
+
+
+async def test_a_task_that_is_added_in_the_moment_the_last_one_ends_is_finished_too() -> None:
+    gate = asyncio.Event()
+
+    async def chain(pool: Pool) -> TaskStatus:
+        await pool.enqueue(gate.wait)
+        return (await pool.enqueue(nothing)).status
+
+    pool = Pool()
+    await pool.open()
+    pool.start()
+    chained = asyncio.create_task(chain(pool))
+    await turn()
+    stop = asyncio.create_task(pool.stop())
+    await turn()
+    gate.set()
+    assert ((await stop).unfinished, await chained) == ((), TaskStatus.SUCCESSFUL)
