@@ -150,13 +150,15 @@ class AfterResponse:
             await send({"type": "lifespan.startup.failed", "message": f"the pool cannot open: {error}"})
             raise
         try:
-            await self.app({**scope, "minibg.background": lifespan.hold}, lifespan.receive, lifespan.send)
-        except Exception as error:
-            if lifespan.stage is not Stage.STARTING:
-                await lifespan.close()
-                raise
-            logger.info("the application does not speak the lifespan protocol: %r", error)
-        await lifespan.end()
+            try:
+                await self.app({**scope, "minibg.background": lifespan.hold}, lifespan.receive, lifespan.send)
+            except Exception as error:
+                if lifespan.stage is not Stage.STARTING:
+                    raise
+                logger.info("the application does not speak the lifespan protocol: %r", error)
+            await lifespan.end()
+        finally:  # Also when the server cancels a start: no file stays in use, and no worker is left.
+            await lifespan.close()
 
 
 class _Response:

@@ -286,3 +286,23 @@ async def test_a_task_that_fails_after_its_answer_is_in_the_file_with_where_it_c
         await pool.idle()
     assert rows(path, "origin, status") == [("POST /x", "FAILED")]
     assert [record.levelno for record in caplog.records if "FAILED" in record.getMessage()] == [logging.ERROR]
+
+
+async def test_a_start_that_is_cancelled_leaves_the_file_to_the_next_one(path: Path) -> None:
+    """A server gives up an application that starts slowly, and the program starts another one."""
+    starting = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        hold_of(scope).add_task(note)
+        starting.set()
+        await asyncio.Event().wait()
+
+    told, answers = asyncio.Queue[Message](), asyncio.Queue[Message]()
+    told.put_nowait({"type": "lifespan.startup"})
+    life = asyncio.create_task(AfterResponse(slow, journal=path)({"type": "lifespan"}, told.get, answers.put))
+    await starting.wait()
+    life.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await life
+    async with Pool(journal=path) as pool:
+        assert pool.statistics().by_status[TaskStatus.HELD] == 0
