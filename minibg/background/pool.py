@@ -386,16 +386,16 @@ class Pool:
             self._journal.answer(request, await self._apply(request))
 
     async def _apply(self, request: Request) -> str | None:
-        """Apply a request. Return None, or the reason for a refusal in a sentence."""
-        if request.action == "cancel":
-            outcome = self._cancel(request.id)
-            refused = outcome in (CancelOutcome.FINISHED, CancelOutcome.RUNNING_IN_THREAD)
-            return f"{request.id} cannot be cancelled: {outcome.value}" if refused else None
+        """Do what was asked; return None, or a sentence why not."""
         try:
-            await self.retry(request.id)
-        except Exception as error:  # noqa: BLE001 - the next request is served anyway.
+            if request.action == "retry":
+                await self.retry(request.id)
+                return None
+            outcome = self._cancel(request.id)
+        except Exception as error:  # noqa: BLE001 - a row may be unreadable; the next request is served all the same.
             return str(error)
-        return None
+        refused = outcome in (CancelOutcome.FINISHED, CancelOutcome.RUNNING_IN_THREAD)
+        return f"{request.id} cannot be cancelled: {outcome.value}" if refused else None
 
 
 def _journal(path: str | os.PathLike[str], durability: Literal["power", "process"], clock: Clock) -> Journal:

@@ -11,7 +11,7 @@ from minibg.background import Pool, TaskStatus
 from minibg.background.journal.schema import REQUEST
 from minibg.background.task import TASKS
 from tests.background.fake_clock import FakeClock
-from tests.background.journal.files import change, rows
+from tests.background.journal.files import change, insert_by_hand, rows
 from tests.background.journal.tasks import (
     FULL,
     Disk,
@@ -254,3 +254,13 @@ async def test_an_answer_that_the_disk_refuses_is_written_later_and_the_request_
         await written(pool)
         assert rows(path, "status, request") == [("CANCELLED", None)]
     assert served == [result.id]
+
+
+async def test_a_row_that_cannot_be_read_refuses_its_own_request_and_no_other(path: Path) -> None:
+    clock = FakeClock()
+    async with Pool(journal=path, clock=clock) as pool:
+        insert_by_hand(path, id="edited", name="unknown", status="READY", errors="no JSON")
+        (result,) = await responded(pool, (play.using(delay=1000), "a"))
+        assert await request(pool, clock, path, "cancel", "edited") is not None
+        assert await request(pool, clock, path, "cancel", result.id) is None
+        assert result.status is TaskStatus.CANCELLED
