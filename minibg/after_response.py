@@ -78,6 +78,8 @@ class Head(Enum):
 
 #: The heads that keep their tasks.
 PROMISED = (Head.LEFT, Head.UNDELIVERED)
+#: The messages that are a head. Others may come before it: hints, or what a test client asks for.
+HEADS = {"http.response.start", "websocket.http.response.start", "websocket.accept", "websocket.close"}
 
 
 class AfterResponse:
@@ -180,32 +182,22 @@ class _Response:
     async def send(self, message: Message) -> None:
         if self.head is Head.REPLACED:
             return
-        if self.head is not Head.WAITING:
-            if not message.get("more_body", False):
-                await self.commit_late()
-            await self._pass_on(message)
+        if is_first and message["type"] not in HEADS:
+            await self._send(message)
             return
-        try:
-            await self._commit(message)
-        except NotAccepted as refusal:
-            await self.refuse(refusal)
-        else:
-            await self._pass_on(message)
-
-    async def _commit(self, message: Message) -> None:
-        """Commit the hold before the head. Raises NotAccepted."""
-        # Starlette and FastAPI answer an uncaught QueueFull with a 500. It is raised again here, so
-        # that the client gets a 503.
-        cause = sys.exception() if message.get("status") == 500 else None
-        if isinstance(cause, NotAccepted):
-            raise cause
-        await self._hold.commit()
-
-    async def _pass_on(self, message: Message) -> None:
-        """Send a message to the server, and update the state of the head."""
-        is_first = self.head is Head.WAITING
-        if is_first and message.get("status") == 500:
-            self._left = Head.SERVER_ERROR
+        if is_first:
+            try:
+                # Starlette and FastAPI answer every exception with a 500, also an uncaught
+                # QueueFull: it is raised here again.
+                cause = sys.exception() if message.get("status") == 500 else None
+                if isinstance(cause, NotAccepted):
+                    raise cause
+                await self._hold.commit()
+            except NotAccepted as refusal:
+                await self.refuse(refusal)
+                return
+        elif not message.get("more_body", False):
+            await self.commit_late()
         try:
             await self._send(message)
         except OSError:

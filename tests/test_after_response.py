@@ -202,6 +202,19 @@ async def test_tasks_that_are_added_after_the_last_message_run_too() -> None:
         assert exchange.statuses == [SUCCESSFUL]
 
 
+async def test_a_message_before_the_head_is_no_promise() -> None:
+    """An early hint, of Hypercorn for example. The tasks that come after it are committed with the head."""
+
+    async def hints(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.early_hint", "links": []})
+        raise RuntimeError("no answer")
+
+    exchange = Exchange()
+    async with Pool() as pool:
+        await exchange.run(AfterResponse(adding(exchange, work, then=hints), pool))
+    assert (exchange.statuses, len(exchange.messages)) == ([DROPPED], 1)
+
+
 async def test_an_application_that_returns_without_a_response_has_its_tasks_dropped() -> None:
     """No head has left: nothing was promised."""
     async with Pool() as pool:
