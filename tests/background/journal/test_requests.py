@@ -257,9 +257,11 @@ async def test_an_answer_that_the_disk_refuses_is_written_later_and_the_request_
 
 
 async def test_a_row_that_cannot_be_read_refuses_its_own_request_and_no_other(path: Path) -> None:
+    async with Pool(journal=path):
+        pass
+    insert_by_hand(path, id="edited", name="unknown", status="READY", errors="no JSON")
     clock = FakeClock()
     async with Pool(journal=path, clock=clock) as pool:
-        insert_by_hand(path, id="edited", name="unknown", status="READY", errors="no JSON")
         (result,) = await responded(pool, (play.using(delay=1000), "a"))
         assert await request(pool, clock, path, "cancel", "edited") is not None
         assert await request(pool, clock, path, "cancel", result.id) is None
