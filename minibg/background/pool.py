@@ -322,7 +322,9 @@ class Pool:
             raise LookupError(f"{id} cannot be retried: an unfinished run has its key {run.options.key!r}")
         self._ledger.forget(id)
         self.admission.add(run)
-        await self.admission.accept(run)
+        # Shielded: a caller that is cancelled here would drop the run, and a FAILED run can be
+        # retried, a DROPPED one cannot.
+        await asyncio.shield(asyncio.create_task(self.admission.accept(run)))
         return run.result
 
     async def idle(self) -> None:

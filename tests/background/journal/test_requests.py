@@ -266,3 +266,29 @@ async def test_a_row_that_cannot_be_read_refuses_its_own_request_and_no_other(pa
         assert await request(pool, clock, path, "cancel", "edited") is not None
         assert await request(pool, clock, path, "cancel", result.id) is None
         assert result.status is TaskStatus.CANCELLED
+
+
+async def test_a_retry_whose_caller_is_cancelled_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the run would be DROPPED, and could never be retried again."""
+    committed, gate = asyncio.Event(), asyncio.Event()
+    plays["a"] = fails
+    async with Pool(journal=path) as pool:
+        (result,) = await responded(pool, (play, "a"))
+        await result.wait()
+        commit = pool.admission.commit
+
+        async def slow(runs: Any) -> None:
+            await commit(runs)
+            committed.set()
+            await gate.wait()
+
+        monkeypatch.setattr(pool.admission, "commit", slow)
+        retrying = asyncio.create_task(pool.retry(result.id))
+        await committed.wait()
+        retrying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await retrying
+        gate.set()
+        await pool.idle()
+        assert calls == ["a", "a"]
+    assert rows(path, "status") == ["FAILED"]
