@@ -18,11 +18,12 @@ Guards protect the file, each in the WHERE of its statement:
 
 - **An end belongs to an attempt.** It is written only if that attempt is RUNNING, and never over
   another end. CANCELLED and DROPPED also end a run without an attempt.
-- **A claim needs a free run.** It counts the attempt, and finds no row if the run has ended in the
-  file.
-- **A key never makes a group fail.** The file may contain an unfinished run with the same key that
-  is not in the ledger, because its task is not registered. Then the new run is inserted without its
-  key. Otherwise the unique index would refuse the group with all its runs.
+- **A claim needs a free run.** It counts the attempt, and finds no row when the run was ended in
+  the file.
+- **A key is never the reason to refuse a group.** The file may hold an unfinished run with the same
+  key that the ledger does not know, because its task is not registered or the run was told to end.
+  The new run is inserted, and a retried one reset, without its key then: the unique index would
+  refuse the group, with every innocent run in it.
 
 The file contains no code and no pickle. ``name`` is looked up among the decorated functions.
 """
@@ -166,8 +167,10 @@ REQUESTED = f"SELECT {COLUMNS} FROM runs INDEXED BY requested WHERE request IS N
 ANSWER = "UPDATE runs SET request = NULL, refusal = ? WHERE row = ?"
 CANCEL_PENDING = """UPDATE runs SET status = 'CANCELLED', finished_at = ?, due_at = NULL
     WHERE row = ? AND status IN ('HELD', 'READY', 'WAITING')"""
-RESET_FAILED = """UPDATE OR IGNORE runs SET status = 'READY', finished_at = NULL, return_value = NULL, batch = NULL,
-    attempts = 0, uncounted_attempts = 0, crashes = 0 WHERE row = ? AND status = 'FAILED'"""
+RESET_FAILED = """UPDATE runs SET status = 'READY', finished_at = NULL, return_value = NULL, batch = NULL,
+    attempts = 0, uncounted_attempts = 0, crashes = 0, key = iif(EXISTS (SELECT 1 FROM runs AS other
+        WHERE other.name = runs.name AND other.key = runs.key AND other.finished_at IS NULL), NULL, key)
+    WHERE row = ? AND status = 'FAILED'"""
 KEY_IS_TAKEN = "SELECT 1 FROM runs WHERE name = ? AND key = ? AND key IS NOT NULL AND finished_at IS NULL"
 
 

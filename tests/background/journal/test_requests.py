@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +293,25 @@ async def test_a_retry_whose_caller_is_cancelled_goes_on(path: Path, monkeypatch
         await pool.idle()
         assert calls == ["a", "a"]
     assert rows(path, "status") == ["FAILED"]
+
+
+async def test_a_retry_beside_a_run_that_was_told_to_end_and_still_has_its_key_in_the_file_runs(path: Path) -> None:
+    go = asyncio.Event()
+
+    async def swallows() -> None:
+        while not go.is_set():
+            with suppress(asyncio.CancelledError):
+                await go.wait()
+
+    plays["a"], plays["b"] = fails, swallows
+    async with Pool(journal=path) as pool:
+        (failed,) = await responded(pool, (play.using(key="k"), "a"))
+        await failed.wait()
+        (stubborn,) = await responded(pool, (play.using(key="k"), "b"))
+        await reached(pool, stubborn, TaskStatus.RUNNING)
+        pool.cancel(stubborn.id)
+        del plays["a"]
+        retried = await (await pool.retry(failed.id)).wait(10)
+        go.set()
+        assert retried.status is TaskStatus.SUCCESSFUL
+    assert rows(path, "status") == ["SUCCESSFUL", "SUCCESSFUL"]
