@@ -182,30 +182,42 @@ class _Response:
     async def send(self, message: Message) -> None:
         if self.head is Head.REPLACED:
             return
-        if is_first and message["type"] not in HEADS:
+        if self.head is not Head.WAITING:
+            if not message.get("more_body", False):
+                await self.commit_late()
+            await self._pass_on(message)
+        elif message["type"] not in HEADS:
             await self._send(message)
-            return
-        if is_first:
+        else:
             try:
-                # Starlette and FastAPI answer every exception with a 500, also an uncaught
-                # QueueFull: it is raised here again.
-                cause = sys.exception() if message.get("status") == 500 else None
-                if isinstance(cause, NotAccepted):
-                    raise cause
-                await self._hold.commit()
+                await self._commit(message)
             except NotAccepted as refusal:
                 await self.refuse(refusal)
-                return
-        elif not message.get("more_body", False):
-            await self.commit_late()
+            else:
+                await self._pass_on(message)
+
+    async def _commit(self, message: Message) -> None:
+        """Commit the hold before the head. Raises NotAccepted."""
+        # Starlette and FastAPI answer an uncaught QueueFull with a 500. It is raised again here, so
+        # that the client gets a 503.
+        cause = sys.exception() if message.get("status") == 500 else None
+        if isinstance(cause, NotAccepted):
+            raise cause
+        await self._hold.commit()
+
+    async def _pass_on(self, message: Message) -> None:
+        """Send a message to the server, and update the state of the head."""
+        is_first = self.head is Head.WAITING
+        if is_first and message.get("status") == 500:
+            self._left = Head.SERVER_ERROR
         try:
             await self._send(message)
         except OSError:
             self.head = Head.UNDELIVERED
             raise
         except asyncio.CancelledError:
-            # The stop came before the kernel had taken the first part of the body. The head was
-            # written already.
+            # The stop came while the kernel had not taken the first part of the body. The server
+            # had written the head before that.
             self.head = self._left if self.head is Head.STARTED else self.head
             raise
         self.head = Head.STARTED if is_first and self._is_held_back else self._left

@@ -388,7 +388,7 @@ class Pool:
             self._journal.answer(request, await self._apply(request))
 
     async def _apply(self, request: Request) -> str | None:
-        """Do what was asked; return None, or a sentence why not."""
+        """Apply a request. Return None, or the reason for a refusal in a sentence."""
         try:
             if request.action == "retry":
                 await self.retry(request.id)

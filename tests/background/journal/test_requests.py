@@ -299,6 +299,7 @@ async def test_a_retry_beside_a_run_that_was_told_to_end_and_still_has_its_key_i
     go = asyncio.Event()
 
     async def swallows() -> None:
+        begun.set()
         while not go.is_set():
             with suppress(asyncio.CancelledError):
                 await go.wait()
