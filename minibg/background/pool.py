@@ -10,9 +10,10 @@ It is made of `Slots` (the limit), `Ledger` (the records), `Queue` (the queued b
 (the runs in progress), `Admission` (adding) and `Drain` (stopping). Each part uses only earlier
 parts of this list. The pool connects the parts and passes calls on.
 
-**Its states** are NEW, OPEN, RUNNING, DRAINING, STOPPED, in this order and never back. An OPEN pool
-accepts tasks and has no workers yet: an application may add tasks during its startup, and they run
-after it. ``async with`` opens and starts the pool.
+**Its states** are NEW, OPENING, OPEN, RUNNING, DRAINING, STOPPED, in this order, and never back but
+for an opening that fails. An OPEN pool
+accepts tasks and has no workers yet: an application that starts up may add some, and they begin
+when it has. ``async with`` opens and starts.
 
 **One event loop.** A pool belongs to the event loop in which it was opened. ``add_task``,
 ``enqueue``, ``get`` and ``cancel`` may be called from other threads: the call is made on the event
@@ -56,6 +57,7 @@ class PoolState(Enum):
     """The state of a pool. The value is the predicate of an error message about the pool."""
 
     NEW = "is not running yet: use it with 'async with', or serve an application with it"
+    OPENING = "is being opened"
     OPEN = "accepts tasks"
     RUNNING = "runs"
     DRAINING = "is draining"
@@ -123,7 +125,12 @@ class Pool:
         """
         if self._state is not PoolState.NEW:
             raise RuntimeError(f"a pool is opened once: this one {self._state.value}")
-        self._restored = await self._journal.open()
+        self._state = PoolState.OPENING  # A second open beside this one would close its file.
+        try:
+            self._restored = await self._journal.open()
+        except BaseException:
+            self._state = PoolState.NEW
+            raise
         self.loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._state = PoolState.OPEN
         for batch in self._restored:
@@ -150,7 +157,7 @@ class Pool:
         May be called more than once; every caller gets the same report. Takes at most
         `stop_seconds`.
         """
-        if self._state is PoolState.NEW:
+        if self._state in (PoolState.NEW, PoolState.OPENING):
             return DrainReport(0, (), 0.0)
         if self._stop is None:
             self._stop = asyncio.create_task(self._stop_in_phases(), name="minibg-drain", context=contextvars.Context())

@@ -814,6 +814,20 @@ async def test_an_open_that_fails_or_is_cancelled_leaves_a_new_pool_and_no_threa
         assert (await pool.enqueue(nothing).wait()).status is TaskStatus.SUCCESSFUL
 
 
+async def test_a_second_open_beside_the_first_is_refused() -> None:
+    """With a journal it closed the file of the first."""
+    pool, gate = Pool(), asyncio.Event()
+    pool._journal = journal = Unusable(gate)
+    journal.fails = False
+    opening = asyncio.create_task(pool.open())
+    await turn()
+    with pytest.raises(RuntimeError, match="a pool is opened once: this one is being opened"):
+        await pool.open()
+    gate.set()
+    await opening
+    await pool.stop()
+
+
 # --- the first reason is the last word ---
 
 
