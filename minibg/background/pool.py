@@ -154,12 +154,15 @@ class Pool:
         """Finish accepted runs, cancel the remaining ones after the deadline, and report the
         unfinished runs (see `drain.py`).
 
-        May be called more than once; every caller gets the same report. Takes at most
-        `stop_seconds`.
+        May be called more than once, by any asyncio task: every caller gets the same report. Takes
+        at most `stop_seconds`. Raises RuntimeError in another event loop while the
+        pool's is open.
         """
         if self._state in (PoolState.NEW, PoolState.OPENING):
             return DrainReport(0, (), 0.0)
         if self._stop is None:
+            if self.loop is not None and not self.loop.is_closed():
+                self.check_loop()
             self._stop = asyncio.create_task(self._stop_in_phases(), name="minibg-drain", context=contextvars.Context())
         return await asyncio.shield(self._stop)
 

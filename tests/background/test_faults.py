@@ -785,6 +785,14 @@ def test_a_pool_is_refused_in_a_second_event_loop(loop_factory: LoopFactory) -> 
     run_on(loop_factory, uses(pool))
 
 
+async def test_a_stop_in_another_event_loop_is_refused_while_the_first_one_is_open() -> None:
+    """It drained the pool in the other thread, beside the workers."""
+    async with Pool(workers=1) as pool:
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            await asyncio.to_thread(asyncio.run, pool.stop())
+        await the_worker_goes_on(pool)
+
+
 class Unusable(InMemory):
     def __init__(self, gate: asyncio.Event) -> None:
         self.gate = gate
