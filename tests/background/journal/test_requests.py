@@ -296,7 +296,7 @@ async def test_a_retry_whose_caller_is_cancelled_goes_on(path: Path, monkeypatch
 
 
 async def test_a_retry_beside_a_run_that_was_told_to_end_and_still_has_its_key_in_the_file_runs(path: Path) -> None:
-    go = asyncio.Event()
+    go, begun = asyncio.Event(), asyncio.Event()
 
     async def swallows() -> None:
         begun.set()
@@ -309,7 +309,7 @@ async def test_a_retry_beside_a_run_that_was_told_to_end_and_still_has_its_key_i
         (failed,) = await responded(pool, (play.using(key="k"), "a"))
         await failed.wait()
         (stubborn,) = await responded(pool, (play.using(key="k"), "b"))
-        await reached(pool, stubborn, TaskStatus.RUNNING)
+        await begun.wait()
         pool.cancel(stubborn.id)
         del plays["a"]
         retried = await (await pool.retry(failed.id)).wait(10)
