@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 import pytest
@@ -140,6 +140,13 @@ def test_an_option_that_does_not_exist_is_a_type_error() -> None:
         task(plain).using(retries=3)  # type: ignore[call-arg]
 
 
+class Nowhere(tzinfo):
+    """A time zone that knows no offset: a datetime in it is naive all the same."""
+
+    def utcoffset(self, _: datetime | None) -> None:
+        return None
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -150,6 +157,7 @@ def test_an_option_that_does_not_exist_is_a_type_error() -> None:
         ({"key": 3}, "key"),
         ({"delay": -1}, "delay"),
         ({"run_at": datetime(2026, 1, 1)}, "run_at"),
+        ({"run_at": datetime(2026, 1, 1, tzinfo=Nowhere())}, "run_at"),
         ({"delay": 1, "run_at": datetime(2026, 1, 1, tzinfo=UTC)}, "delay"),
     ],
 )
