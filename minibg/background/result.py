@@ -224,15 +224,16 @@ class TaskResult(Generic[T]):
         Raises TimeoutError after the timeout; the run goes on. When the pool stops first and a
         journal keeps the run for the next start, the unfinished record is returned.
         """
-        if self._waiters is not None and not self.is_finished:
+        waiters = self._waiters
+        if waiters is not None and not self.is_finished:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            waiters.append(waiter)
             try:
-                async with asyncio.timeout(timeout):
-                    await waiter
+                if self._waiters is not None:  # Else the run has ended this moment, in the thread of its pool.
+                    async with asyncio.timeout(timeout):
+                        await waiter
             finally:
-                if self._waiters is not None:  # Repeated calls with a timeout must not accumulate.
-                    self._waiters.remove(waiter)
+                waiters.remove(waiter)  # A caller that asks again every second leaves nothing behind.
         return self
 
     def __await__(self) -> Generator[Any, None, "TaskResult[T]"]:
@@ -243,9 +244,18 @@ class TaskResult(Generic[T]):
         after the last transition.
         """
         waiters, self._waiters = self._waiters or (), None
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        running = asyncio._get_running_loop()  # noqa: SLF001 - documented, and None outside a loop.
+        for waiter in tuple(waiters):
+            if (loop := waiter.get_loop()) is running:
+                _wake(waiter)
+            else:
+                with suppress(RuntimeError):  # That event loop may be closed.
+                    loop.call_soon_threadsafe(_wake, waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _datetime(seconds: float | None) -> datetime | None:

@@ -11,6 +11,7 @@ import contextvars
 import gc
 import logging
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -791,6 +792,46 @@ async def test_a_stop_in_another_event_loop_is_refused_while_the_first_one_is_op
         with pytest.raises(RuntimeError, match="belongs to another event loop"):
             await asyncio.to_thread(asyncio.run, pool.stop())
         await the_worker_goes_on(pool)
+
+
+async def test_a_run_is_waited_for_in_the_event_loop_of_another_thread() -> None:
+    gate, waiting = asyncio.Event(), threading.Event()
+
+    async def waits(result: TaskResult[Any]) -> TaskStatus:
+        waiter = asyncio.create_task(result.wait(30))
+        await asyncio.sleep(0)
+        waiting.set()
+        return (await waiter).status
+
+    async with Pool() as pool:
+        result = pool.enqueue(gate.wait)
+        began = time.monotonic()
+        other = asyncio.create_task(asyncio.to_thread(asyncio.run, waits(result)))
+        await asyncio.to_thread(waiting.wait)
+        gate.set()
+        assert await other is TaskStatus.SUCCESSFUL
+        assert time.monotonic() - began < 20
+
+
+async def test_a_waiter_whose_event_loop_is_closed_disturbs_no_transition(caplog: pytest.LogCaptureFixture) -> None:
+    """The end of the run came to neither the journal nor a follower."""
+    gate = asyncio.Event()
+    left: list[Any] = []
+
+    def leaves_a_waiter(result: TaskResult[Any]) -> None:
+        loop = asyncio.new_event_loop()
+        left.append(loop.create_task(result.wait()))
+        left[0]._log_destroy_pending = False
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+    async with Pool(workers=1) as pool:
+        result = pool.enqueue(gate.wait)
+        await asyncio.to_thread(leaves_a_waiter, result)
+        gate.set()
+        await result.wait()
+        await the_worker_goes_on(pool)
+    assert [record.levelname for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 class Unusable(InMemory):
