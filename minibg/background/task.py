@@ -58,7 +58,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retry": (lambda value: isinstance(value, Retry), "a Retry(...)"),
     "priority": (lambda value: value in ("high", "normal"), "'high' or 'normal'"),
     "key": (lambda value: isinstance(value, str) and value != "", "a string that is not empty"),
-    "run_at": (lambda value: isinstance(value, datetime) and value.utcoffset() is not None, "a datetime with a time zone"),
+    "run_at": (
+        lambda value: isinstance(value, datetime) and value.utcoffset() is not None,
+        "a datetime with a time zone",
+    ),
 }
 
 
