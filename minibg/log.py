@@ -20,8 +20,7 @@ from typing import Any
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
-    """The logger of this name. Its methods are those of `logging.Logger`, and never raise an
-    Exception.
+    """The logger of this name. Its methods are those of `logging.Logger`, and never raise.
     """
 
     def __init__(self, name: str) -> None:
@@ -33,8 +32,8 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
         """
         try:
             self.logger.log(level, msg, *args, stacklevel=kwargs.pop("stacklevel", 1) + 2, **kwargs)
-        except Exception:  # noqa: BLE001 - whatever the application's filter raises.
-            with suppress(Exception):
+        except BaseException:  # noqa: BLE001 - whatever the application's filter raises.
+            with suppress(BaseException):
                 print(f"--- Logging error in {self.logger.name} ---", file=sys.stderr)  # noqa: T201
                 traceback.print_exc()
 

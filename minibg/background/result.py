@@ -151,7 +151,7 @@ class TaskError:
         shorter.
         """
         kind, message, trace = object.__repr__(error), "", ""
-        with suppress(Exception):
+        with suppress(BaseException):
             described = traceback.TracebackException.from_exception(error)
             module, name = type(error).__module__, type(error).__qualname__
             kind = name if module == "builtins" else f"{module}.{name}"

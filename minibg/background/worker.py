@@ -113,7 +113,10 @@ class Workers:
             wait_seconds = None
             try:
                 wait_seconds = await self._try(run)
-            except Exception as error:  # noqa: BLE001 - the worker survives every exception.
+            except GeneratorExit:  # The event loop has ended, and the worker is closed.
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the worker goes on.
+                _check_cancelled()
                 self._fail_by_last_resort(run, error)
             if wait_seconds is not None and batch.runs:  # Else its runs were cancelled during the claim.
                 self._queue.defer(batch, wait_seconds)
@@ -191,8 +194,8 @@ class Workers:
         self._slots.free(run)
         return None
 
-    def _fail_by_last_resort(self, run: Run, error: Exception) -> None:
-        """Fail a run after an unexpected exception: from a `Retry` rule, a return value, or minibg
+    def _fail_by_last_resort(self, run: Run, error: BaseException) -> None:
+        """End a run whose step raised where no step should: a `Retry` rule, a return value, minibg
         itself.
         """
         if run.result.status is TaskStatus.READY:

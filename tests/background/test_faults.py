@@ -127,6 +127,18 @@ class BadNotes(Exception):
     __notes__: Any = 3
 
 
+class ExitNotes(Exception):
+    @property
+    def __notes__(self) -> Any:
+        raise SystemExit(1)
+
+
+class ExitClass(Exception):
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise KeyboardInterrupt
+
+
 class Later(RetryLater):
     """A task of an application chooses its delay itself, and does it wrong."""
 
@@ -149,6 +161,8 @@ EXCEPTIONS: dict[str, type[Exception]] = {
     "faulty metaclass": FaultyMetaclass,
     "no text": NotText,
     "faulty notes": BadNotes,
+    "notes that exit": ExitNotes,
+    "a class that exits": ExitClass,
 }
 LATER: list[Any] = ["soon", None, float("nan"), -1, 10**400, complex(1)]
 
@@ -209,12 +223,12 @@ class Rule(Retry):
     answer: Any = None
 
     def delay(self, attempt: int, error: BaseException, random: Callable[[], float]) -> Any:
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
 
-@pytest.mark.parametrize("answer", [ValueError("no rule"), "soon", float("nan"), -1.0, 10**400])
+@pytest.mark.parametrize("answer", [ValueError("no rule"), SystemExit(1), asyncio.CancelledError(), "soon", float("nan"), -1.0, 10**400])
 @pytest.mark.parametrize("function", [raiser(KeyError), raiser_async(KeyError)])
 async def test_a_retry_rule_that_raises_or_answers_nonsense_ends_the_run_and_no_worker(
     answer: Any, function: Any
