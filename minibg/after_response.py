@@ -137,8 +137,11 @@ class AfterResponse:
             self.pool.start()
 
     def _renew(self) -> None:
-        """Replace a pool that was made here for an earlier lifespan or event loop."""
-        if self._options is not None and not self.pool.is_new:
+        """Make a new pool where the one that was made here belongs to an earlier lifespan or event
+        loop.
+        """
+        is_shared = self.pool.is_open and self.pool.loop is asyncio.get_running_loop()
+        if self._options is not None and not self.pool.is_new and not is_shared:
             self.pool, self._starting = Pool(**self._options), asyncio.Lock()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:

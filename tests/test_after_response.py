@@ -721,6 +721,18 @@ async def test_a_pool_that_was_made_here_is_made_anew_for_each_lifespan() -> Non
         assert finished.status is SUCCESSFUL
 
 
+async def test_two_lifespans_at_a_time_share_the_pool_and_the_first_one_stops_it() -> None:
+    """One application behind two servers: a port and a Unix socket."""
+    joint = AfterResponse(answers_lifespan)
+    lives = [Life(joint), Life(joint)]
+    for life in lives:
+        assert await life.tell("startup") == {"type": "lifespan.startup.complete"}
+    for life in reversed(lives):
+        assert (await joint.pool.enqueue(work).wait()).status is SUCCESSFUL
+        assert await life.tell("shutdown") == {"type": "lifespan.shutdown.complete"}
+        await life.task
+
+
 async def test_a_pool_that_was_given_and_has_stopped_fails_the_startup() -> None:
     async with Pool() as pool:
         pass
