@@ -309,7 +309,8 @@ async def test_a_retry_beside_a_run_that_was_told_to_end_and_still_has_its_key_i
         (failed,) = await responded(pool, (play.using(key="k"), "a"))
         await failed.wait()
         (stubborn,) = await responded(pool, (play.using(key="k"), "b"))
-        await begun.wait()
+        await reached(pool, stubborn, TaskStatus.RUNNING)
+        await turn()
         pool.cancel(stubborn.id)
         del plays["a"]
         retried = await (await pool.retry(failed.id)).wait(10)
