@@ -20,8 +20,7 @@ from typing import Any
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
-    """The logger of this name. Its methods are those of `logging.Logger`, and never raise.
-    """
+    """The logger of this name. Its methods are those of `logging.Logger`, and never raise."""
 
     def __init__(self, name: str) -> None:
         super().__init__(logging.getLogger(name))

@@ -128,7 +128,7 @@ class BadNotes(Exception):
 
 
 class ExitNotes(Exception):
-    @property
+    @property  # type: ignore[override]
     def __notes__(self) -> Any:
         raise SystemExit(1)
 
@@ -228,7 +228,9 @@ class Rule(Retry):
         return self.answer
 
 
-@pytest.mark.parametrize("answer", [ValueError("no rule"), SystemExit(1), asyncio.CancelledError(), "soon", float("nan"), -1.0, 10**400])
+@pytest.mark.parametrize(
+    "answer", [ValueError("no rule"), SystemExit(1), asyncio.CancelledError(), "soon", float("nan"), -1.0, 10**400]
+)
 @pytest.mark.parametrize("function", [raiser(KeyError), raiser_async(KeyError)])
 async def test_a_retry_rule_that_raises_or_answers_nonsense_ends_the_run_and_no_worker(
     answer: Any, function: Any
