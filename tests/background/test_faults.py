@@ -128,8 +128,8 @@ class BadNotes(Exception):
 
 
 class ExitNotes(Exception):
-    @property  # type: ignore[override]
-    def __notes__(self) -> Any:
+    @property
+    def __notes__(self) -> Any:  # type: ignore[override]
         raise SystemExit(1)
 
 
