@@ -137,11 +137,11 @@ class AfterResponse:
             self.pool.start()
 
     def _renew(self) -> None:
-        """Make a new pool where the one that was made here belongs to an earlier lifespan or event
-        loop.
+        """Replace a pool that was made here for an earlier lifespan or event loop. One that runs in
+        this event loop stays: a second lifespan beside the first shares it.
         """
-        is_shared = self.pool.is_open and self.pool.loop is asyncio.get_running_loop()
-        if self._options is not None and not self.pool.is_new and not is_shared:
+        runs = self.pool.is_open and not self.pool.is_draining and self.pool.loop is asyncio.get_running_loop()
+        if self._options is not None and not self.pool.is_new and not runs:
             self.pool, self._starting = Pool(**self._options), asyncio.Lock()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:

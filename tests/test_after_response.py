@@ -733,6 +733,24 @@ async def test_two_lifespans_at_a_time_share_the_pool_and_the_first_one_stops_it
         await life.task
 
 
+async def test_a_lifespan_that_begins_while_an_earlier_one_drains_has_a_pool_of_its_own() -> None:
+    gate = asyncio.Event()
+    joint = AfterResponse(answers_lifespan)
+    first, second = Life(joint), Life(joint)
+    await first.tell("startup")
+    last = joint.pool.enqueue(gate.wait)
+    ends = asyncio.create_task(first.tell("shutdown"))
+    while not joint.pool.is_draining:
+        await asyncio.sleep(0)
+    await second.tell("startup")
+    gate.set()
+    await ends
+    assert (await joint.pool.enqueue(work).wait()).status is SUCCESSFUL
+    await second.tell("shutdown")
+    await asyncio.gather(first.task, second.task)
+    assert last.status is SUCCESSFUL
+
+
 async def test_a_pool_that_was_given_and_has_stopped_fails_the_startup() -> None:
     async with Pool() as pool:
         pass
