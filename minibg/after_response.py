@@ -31,10 +31,11 @@ with a 500 and raise it again: then the tasks are dropped.
 **The pool lives inside the application's lifespan.** It is opened before the application starts up
 (which may add tasks), starts when the startup is complete, and is drained before the application
 receives the shutdown, while the resources of the tasks are still open. A pool that was opened
-elsewhere is not stopped here. A pool that was made here is replaced for each lifespan. For an
-application without the lifespan protocol, the pool is opened and drained in the same way. Where no
-lifespan runs (``uvicorn --lifespan off``, an in-memory client), the first request opens the pool,
-and a warning says that it will not be drained.
+elsewhere is not stopped here. A pool that was made here is replaced for each lifespan, but shared
+with a second lifespan that runs beside the first. For an application without the lifespan protocol,
+the pool is opened and drained in the same way. Where no lifespan runs (``uvicorn --lifespan off``,
+an in-memory client), the first request opens the pool, and a warning says that it will not be
+drained.
 
 It works under any ASGI server, around any ASGI application. Only minibg's server guarantees that
 the last byte has left: under uvicorn the last bytes may still be in the transport's buffer when the

@@ -84,7 +84,7 @@ class Wireless:
             self.response_taken()
 
     async def run(self) -> list[Any]:
-        """Run the application to its end. What it has asked of the connection."""
+        """Run the application to its end. Return its calls of the connection."""
         self.cycle.start()
         await asyncio.wait_for(asyncio.gather(*self.service.requests), 5)
         assert not self.service.requests
